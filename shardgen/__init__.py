@@ -1,0 +1,1 @@
+"""What goes into a shard: raw faces in, tagged and checksummed WebDataset shards out."""

@@ -1,0 +1,32 @@
+"""What a conversion needs to know, apart from its input and its output folder."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Origin = Literal["authentic", "synthetic"]
+
+
+class ShardConfig(BaseModel):
+    """Everything that decides the bytes of a shard set, and how they are made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    """Name of the data set, as recipes, plans and reports show it."""
+    origin: Origin
+    """Whether the faces are photographs of people or were generated."""
+    shard_samples: int = Field(default=10_000, ge=1)
+    """Input records of one shard; at 7 KB a face a shard is about 80 MB."""
+    order: Literal["shuffled", "source"] = "shuffled"
+    """Spread identities over the shards by a seeded shuffle, or keep the order of the input."""
+    seed: int = 0
+    """Seed of the shuffle."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that convert shards; the bytes do not depend on it."""
+    max_rejected: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of rejected records (0-1) with which the set is still published."""
+
+    def identity_of_job(self) -> dict[str, str | int]:
+        """Return the options that decide the bytes; a restart must repeat exactly these."""
+        return self.model_dump(exclude={"workers", "max_rejected"})

@@ -1,0 +1,143 @@
+"""What a data set consists of. `manifest.json` is written last and vouches for every other byte.
+
+The file is canonical JSON (sorted keys, fixed layout) that contains the hash of itself, so no byte of
+it can change unnoticed either. A folder without one is unfinished, and nothing reads it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shardgen.config import Origin
+from shardgen.errors import DataError, UsageError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+REJECTED = "rejected.csv"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileInfo(_Record):
+    """Size and SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class ShardInfo(_Record):
+    """One shard: `<name>.tar`, `<name>.idx` and `<name>.parquet`."""
+
+    name: str
+    num_samples: int
+    files: Mapping[str, FileInfo]
+    """Suffix (`.tar`, `.idx`, `.parquet`) -> file."""
+
+
+class Manifest(_Record):
+    """A finished shard set."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    origin: Origin
+    num_read: int
+    num_samples: int
+    num_rejected: int
+    rejected_reasons: Mapping[str, int]
+    rejected_file: FileInfo
+    axes: Mapping[str, Sequence[str]]
+    """Tag axis -> values; the shards' tables hold positions in them, 0 is unknown."""
+    counts: Mapping[str, Mapping[str, int]]
+    """Tag axis -> value -> samples."""
+    identities: Sequence[str]
+    """Names; the shards' tables hold positions in them."""
+    num_identities: int
+    """Identities with at least one sample."""
+    shards: Sequence[ShardInfo]
+    inputs_sha256: str
+    config: Mapping[str, str | int]
+
+
+def _canonical(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def _sealed(fields: Mapping[str, Any]) -> bytes:
+    """Return the file's bytes: the fields with the hash of their own canonical form."""
+    seal = hashlib.sha256(_canonical(fields)).hexdigest()
+    return _canonical({**fields, "manifest_sha256": seal})
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Publish the set: write the manifest aside, sync it, rename it, sync the folder."""
+    write_durably(folder / MANIFEST, _sealed(manifest.model_dump(mode="json")))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a finished set.
+
+    Raises `UsageError` when there is no such folder, `DataError` when the set is unfinished, of
+    another format version, or its manifest is not as it was written.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; give a shard set made by `facemix shard`")
+    try:
+        content = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} has no {MANIFEST}: no shard set, or one whose conversion did not finish; "
+            "run its `facemix shard` again"
+        ) from None
+    try:
+        fields = json.loads(content)
+        fields.pop("manifest_sha256")
+        intact = _sealed(fields) == content
+    except (ValueError, KeyError, AttributeError):
+        intact = False
+    if not intact:
+        raise DataError(f"{folder / MANIFEST} is not as it was written (its own hash differs); restore or rebuild it")
+    if fields["format_version"] != FORMAT_VERSION:
+        raise DataError(
+            f"{folder} has format {fields['format_version']}, this facemix reads {FORMAT_VERSION}; "
+            "convert it again or use the facemix that wrote it"
+        )
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        raise DataError(f"{folder / MANIFEST}: {error.errors()[0]['msg']}") from None
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash it is there whole or not at all."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path) -> FileInfo:
+    """Return a file's size and SHA-256, read in pieces."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+        return FileInfo(bytes=stream.tell(), sha256=digest.hexdigest())

@@ -1,0 +1,243 @@
+"""MXNet RecordIO, read and written without MXNet.
+
+A record is magic, a word that holds flag and length, the payload, and zeros up to 4 bytes. A payload
+that itself holds the magic at a 4-byte boundary is cut there into parts, and the reader puts the magic
+back between them (dmlc-core `src/recordio.cc`). The payload of an image record is MXNet's `IRHeader`
+(`mx.recordio.pack`): flag, label, id, id2, then `flag` float32 labels, then the image.
+"""
+
+import mmap
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv
+
+from shardgen.errors import DataError
+from shardgen.images import Unreadable
+
+MAGIC = 0xCED7230A
+_MAGIC_BYTES = struct.pack("<I", MAGIC)
+_WORDS = struct.Struct("<II")
+_HEADER = struct.Struct("<IfQQ")
+_LENGTH_MASK = (1 << 29) - 1
+_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+MAX_EXACT_LABEL = 2**24
+"""float32 labels are exact up to here; larger identities cannot be told apart."""
+
+Offsets = npt.NDArray[np.int64]
+
+# The first bytes of a record as one row, so that labels of many records are read by NumPy at once.
+HEAD = np.dtype(
+    [
+        ("magic", "<u4"),
+        ("word", "<u4"),
+        ("flag", "<u4"),
+        ("label", "<f4"),
+        ("id", "<u8"),
+        ("id2", "<u8"),
+        ("first_label", "<f4"),
+        ("second_label", "<f4"),
+    ]
+)
+Heads = npt.NDArray[np.void]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """The payload of a record, unpacked."""
+
+    labels: tuple[float, ...]
+    id: int
+    image: bytes
+
+
+class RecordFile:
+    """A memory-mapped `.rec` file; records are addressed by their byte offset."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size_bytes = path.stat().st_size
+        if not self.size_bytes:
+            raise DataError(f"{path} is empty (0 bytes); copy it again")
+        with path.open("rb") as stream:
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def payload(self, offset: int) -> bytes:
+        """Return the payload of the record at `offset`, its parts joined."""
+        flag, start, length = self._part(offset)
+        data = self._map[start : start + length]
+        if flag == _WHOLE:
+            return data
+        if flag != _FIRST:
+            raise DataError(f"{self.path} byte {offset}: the middle of a record, not its start")
+        parts = [data]
+        while flag != _LAST:
+            flag, start, length = self._part(start + length + -length % 4)
+            if flag not in (_MIDDLE, _LAST):
+                raise DataError(f"{self.path} byte {offset}: a record of several parts lacks its last")
+            parts.append(self._map[start : start + length])
+        return _MAGIC_BYTES.join(parts)
+
+    def scan(self) -> Offsets:
+        """Return the offset of every record by walking the whole file."""
+        starts: list[int] = []
+        position = 0
+        while position < self.size_bytes:
+            flag, start, length = self._part(position)
+            if flag in (_WHOLE, _FIRST):
+                starts.append(position)
+            position = start + length + -length % 4
+        return np.array(starts, np.int64)
+
+    def heads(self, offsets: Offsets) -> Heads:
+        """Return the records' first bytes as `HEAD` rows, unchecked past the end of each record."""
+        byte_positions = offsets[:, None] + np.arange(HEAD.itemsize)
+        content = np.frombuffer(self._map, np.uint8)
+        rows = content[np.minimum(byte_positions, self.size_bytes - 1)]
+        return rows.view(HEAD)[:, 0]
+
+    def release(self) -> None:
+        """Let the system forget the pages read so far, so that reading a large file stays small."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+    def _part(self, offset: int) -> tuple[int, int, int]:
+        """Return (flag, start of the data, its length) of the part at `offset`, checked."""
+        if offset < 0 or offset + _WORDS.size > self.size_bytes:
+            raise DataError(self._cut(offset, _WORDS.size))
+        magic, word = _WORDS.unpack_from(self._map, offset)
+        if magic != MAGIC:
+            raise DataError(f"{self.path} byte {offset}: no record starts here; the file or its .idx is damaged")
+        length = word & _LENGTH_MASK
+        if offset + _WORDS.size + length > self.size_bytes:
+            raise DataError(self._cut(offset, _WORDS.size + length))
+        return word >> 29, offset + _WORDS.size, length
+
+    def _cut(self, offset: int, needed_bytes: int) -> str:
+        return (
+            f"{self.path} is cut: the record at byte {offset} needs {needed_bytes} bytes, "
+            f"the file ends at {self.size_bytes}; copy it again"
+        )
+
+    def check(self, offsets: Offsets, heads: Heads) -> None:
+        """Raise `DataError` unless every offset is the start of a record that lies inside the file."""
+        ends = offsets + _WORDS.size + (heads["word"] & _LENGTH_MASK)
+        wrong = (heads["magic"] != MAGIC) | (ends > self.size_bytes) | (offsets < 0)
+        if wrong.any():
+            self._part(int(offsets[wrong.argmax()]))
+
+
+def read_index(path: Path) -> tuple[npt.NDArray[np.int64], Offsets]:
+    """Return the keys and offsets of an `.idx` file, sorted by key.
+
+    Raises `DataError` for anything but `key<TAB>offset` lines of whole numbers, or repeated keys.
+    """
+    try:
+        table = pa.csv.read_csv(
+            path,
+            read_options=pa.csv.ReadOptions(column_names=["key", "offset"]),
+            parse_options=pa.csv.ParseOptions(delimiter="\t"),
+            convert_options=pa.csv.ConvertOptions(column_types={"key": pa.int64(), "offset": pa.int64()}),
+        )
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path} is no index of key<TAB>offset lines: {error}") from None
+    keys, offsets = (np.asarray(table[name].to_numpy(), np.int64) for name in ("key", "offset"))
+    order = np.argsort(keys, kind="stable")
+    keys, offsets = keys[order], offsets[order]
+    repeated = keys[1:] == keys[:-1]
+    if repeated.any():
+        raise DataError(f"{path} lists key {keys[1:][repeated][0]} twice; delete it to have the .rec scanned instead")
+    return keys, offsets
+
+
+def unpack(payload: bytes) -> ImageRecord:
+    """Split an image record's payload; raise `Unreadable` when it is too short for its header."""
+    if len(payload) < _HEADER.size:
+        raise Unreadable(f"{len(payload)} bytes, shorter than the {_HEADER.size} of a record's header")
+    flag, label, record_id, _ = _HEADER.unpack_from(payload)
+    if not flag:
+        return ImageRecord((label,), record_id, payload[_HEADER.size :])
+    image_start = _HEADER.size + 4 * flag
+    if image_start > len(payload):
+        raise Unreadable(f"its header promises {flag} labels, its {len(payload)} bytes end before them")
+    labels = struct.unpack_from(f"<{flag}f", payload, _HEADER.size)
+    return ImageRecord(labels, record_id, payload[image_start:])
+
+
+def pack(labels: Sequence[float], record_id: int, image: bytes) -> bytes:
+    """Return an image record's payload; one label goes into the header, several follow it."""
+    if len(labels) == 1:
+        return _HEADER.pack(0, labels[0], record_id, 0) + image
+    return _HEADER.pack(len(labels), 0.0, record_id, 0) + struct.pack(f"<{len(labels)}f", *labels) + image
+
+
+def _frame(payload: bytes) -> bytes:
+    """Return the bytes of a record in the file: cut wherever the payload holds the magic."""
+    if len(payload) > _LENGTH_MASK:
+        raise ValueError(f"a record of {len(payload)} bytes; RecordIO holds at most {_LENGTH_MASK}")
+    cuts = [at for at in _occurrences(payload) if at % 4 == 0 and at + 4 <= len(payload)]
+    starts = [0, *(at + 4 for at in cuts)]
+    framed: list[bytes] = []
+    for part, (start, end) in enumerate(zip(starts, [*cuts, len(payload)], strict=True)):
+        flag = _WHOLE if not cuts else _FIRST if part == 0 else _LAST if part == len(cuts) else _MIDDLE
+        framed += [_WORDS.pack(MAGIC, flag << 29 | (end - start)), payload[start:end]]
+    return b"".join([*framed, bytes(-len(payload) % 4)])
+
+
+def _occurrences(payload: bytes) -> list[int]:
+    found: list[int] = []
+    at = payload.find(_MAGIC_BYTES)
+    while at >= 0:
+        found.append(at)
+        at = payload.find(_MAGIC_BYTES, at + 1)
+    return found
+
+
+class RecordWriter:
+    """Writes `<stem>.rec` and `<stem>.idx`."""
+
+    def __init__(self, stem: Path) -> None:
+        self._records = stem.with_suffix(".rec").open("wb")
+        self._index = stem.with_suffix(".idx").open("w")
+
+    def write(self, key: int, payload: bytes) -> None:
+        """Append one record under `key`."""
+        self._index.write(f"{key}\t{self._records.tell()}\n")
+        self._records.write(_frame(payload))
+
+    def __enter__(self) -> "RecordWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._records.close()
+        self._index.close()
+
+
+def write_insightface(folder: Path, images_of_identity: Sequence[Sequence[bytes]]) -> None:
+    """Write `train.rec`, `train.idx` and `property` in InsightFace's layout, identity 0 first.
+
+    Images under keys 1..N, then one record an identity with its range of keys, then record 0, which
+    tells where the identity records are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with RecordWriter(folder / "train") as writer:
+        key = 1
+        ranges: list[tuple[int, int]] = []
+        for identity, images in enumerate(images_of_identity):
+            ranges.append((key, key + len(images)))
+            for image in images:
+                writer.write(key, pack([identity], key, image))
+                key += 1
+        first_identity_key = key
+        for first_last in ranges:
+            writer.write(key, pack(first_last, key, b""))
+            key += 1
+        writer.write(0, pack((first_identity_key, key), 0, b""))
+    (folder / "property").write_text(f"{len(ranges)},112,112\n")

@@ -1,0 +1,259 @@
+"""Every input as a sized, indexable sequence of records.
+
+A source knows all names and identities before any image is read, in a few bytes a record, so that
+wrong tags or a cut file are found in the first minute and not after hours. A part of it, which is what
+a worker process gets, knows only its own records.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shardgen.errors import DataError, UsageError
+from shardgen.images import EXTENSIONS, Unreadable
+from shardgen.recordio import MAX_EXACT_LABEL, ImageRecord, Offsets, RecordFile, read_index, unpack
+
+Labels = npt.NDArray[np.int32]
+NO_IDENTITY = -1
+_CHUNK_RECORDS = 1 << 14
+
+
+class Source(Protocol):
+    """Records of one input; `labels[i]` is record i's position in `identities`, or -1 for none."""
+
+    identities: Sequence[str]
+    labels: Labels
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+
+    def names(self) -> Iterator[str]:
+        """Yield each record's name: a path, or a key in its file."""
+
+    def read(self, record: int) -> bytes:
+        """Return one record's image bytes; raise `Unreadable` with the reason."""
+
+    def part(self, records: npt.NDArray[np.int64]) -> "Source":
+        """Return some of the records, without the identities' names: small enough to send to a process."""
+
+    def fingerprint(self) -> str:
+        """Return a hash that changes with the input's records, names and identities."""
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Image files below a folder."""
+
+    root: Path
+    paths: pa.Array
+    """Relative POSIX paths, 8 bytes and their text each."""
+    identities: Sequence[str]
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def names(self) -> Iterator[str]:
+        """Yield the relative paths."""
+        for start in range(0, len(self.paths), _CHUNK_RECORDS):
+            yield from self.paths.slice(start, _CHUNK_RECORDS).to_pylist()
+
+    def read(self, record: int) -> bytes:
+        """Return the file's bytes."""
+        try:
+            return (self.root / self.paths[record].as_py()).read_bytes()
+        except OSError as error:
+            raise Unreadable(f"cannot be read: {error.strerror}") from None
+
+    def part(self, records: npt.NDArray[np.int64]) -> "FolderSource":
+        """Return some of the files."""
+        return FolderSource(self.root, self.paths.take(pa.array(records)), (), self.labels[records])
+
+    def fingerprint(self) -> str:
+        """Hash the paths: whoever adds, removes or renames a file changes the input."""
+        digest = hashlib.sha256()
+        for name in self.names():
+            digest.update(name.encode() + b"\n")
+        return digest.hexdigest()
+
+
+def open_folder(root: Path) -> tuple[FolderSource, list[str]]:
+    """List the images below `root` in sorted order; return them and the files that are no images.
+
+    The identity of an image is the folder it lies in, relative to `root`. An image directly in `root`
+    has no such folder and counts as an identity of its own. Raises `UsageError` when there is no such
+    folder, `DataError` when it holds no image.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root} is not a folder; give the one that holds a folder of images per identity")
+    ignored: list[str] = []
+    identities: list[str] = []
+    labels: list[npt.NDArray[np.int32]] = []
+    chunks: list[pa.Array] = []
+    for folder, names in _image_folders(root, ignored):
+        owners = [folder] if folder else names
+        labels.append((len(identities) + np.arange(len(names)) * (not folder)).astype(np.int32))
+        identities += owners
+        chunks.append(_text([f"{folder}/{name}" if folder else name for name in names]))
+    if not chunks:
+        raise DataError(
+            f"{root} holds no image below it ({len(ignored)} other files); "
+            f"images end in {', '.join(sorted(EXTENSIONS))}"
+        )
+    return FolderSource(root, pa.concat_arrays(chunks), identities, np.concatenate(labels)), ignored
+
+
+def _image_folders(root: Path, ignored: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield (relative folder, sorted image names) of every folder with images; note other files."""
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        relative = "" if folder == str(root) else Path(folder).relative_to(root).as_posix()
+        visible = sorted(name for name in files if not name.startswith("."))
+        images = [name for name in visible if name.rpartition(".")[2].lower() in EXTENSIONS]
+        ignored += [f"{relative}/{name}".lstrip("/") for name in visible if name not in set(images)]
+        if images:
+            yield relative, images
+
+
+def _text(names: list[str]) -> pa.Array:
+    try:
+        return pa.array(names, pa.large_string())
+    except UnicodeEncodeError as error:
+        raise DataError(f"{error.object!r} is no UTF-8 file name; rename it") from None
+
+
+@dataclass(frozen=True)
+class RecordIOSource:
+    """Image records of a `.rec` file."""
+
+    path: Path
+    keys: npt.NDArray[np.int64]
+    offsets: Offsets
+    identities: Sequence[str]
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def names(self) -> Iterator[str]:
+        """Yield the keys, as text."""
+        return map(str, self.keys)
+
+    @cached_property
+    def _file(self) -> RecordFile:
+        return RecordFile(self.path)
+
+    def read(self, record: int) -> bytes:
+        """Return the image of the record, its parts joined."""
+        try:
+            unpacked: ImageRecord = unpack(self._file.payload(int(self.offsets[record])))
+        except DataError as error:
+            raise Unreadable(str(error)) from None
+        if self.labels[record] == NO_IDENTITY:
+            raise Unreadable(f"label {unpacked.labels[0]} is no identity number below 2^24")
+        return unpacked.image
+
+    def part(self, records: npt.NDArray[np.int64]) -> "RecordIOSource":
+        """Return some of the records; the file is opened again where they are read."""
+        return RecordIOSource(self.path, self.keys[records], self.offsets[records], (), self.labels[records])
+
+    def fingerprint(self) -> str:
+        """Hash keys, offsets and identities: another file, order or labelling is another input."""
+        digest = hashlib.sha256(str(self.path.stat().st_size).encode())
+        for column in (self.keys, self.offsets, self.labels):
+            digest.update(np.ascontiguousarray(column))
+        return digest.hexdigest()
+
+
+def open_recordio(path: Path) -> RecordIOSource:
+    """Read the labels of every image record of a `.rec` file, or of the one in a folder.
+
+    The header and identity records of InsightFace's layout hold no image and are left out; a file
+    without a header is taken record by record. Without an `.idx` the file is walked. Raises
+    `UsageError` when there is no such file, `DataError` when it is cut or contradicts its index.
+    """
+    file = RecordFile(_find_rec(path))
+    index = file.path.with_suffix(".idx")
+    if index.exists():
+        keys, offsets = read_index(index)
+    else:
+        offsets = file.scan()
+        keys = np.arange(len(offsets))
+    if not len(keys):
+        raise DataError(f"{index} lists no record; delete it to have the .rec scanned instead")
+    labels, imageless = _read_heads(file, offsets)
+    header = _find_header(imageless, keys if index.exists() else None)
+    if header is not None:
+        first_identity, end = unpack(file.payload(int(offsets[header]))).labels
+        _check_count(file.path, "images", first_identity - 1, int((~imageless).sum()))
+        _check_count(file.path, "records", end, len(keys))
+        if not index.exists():
+            keys = keys + (header != 0)  # InsightFace's writers put record 0 first or last
+        keys, offsets, labels = keys[~imageless], offsets[~imageless], labels[~imageless]
+    numbers, ranks = np.unique(labels, return_inverse=True)
+    unlabelled = int(len(numbers) > 0 and numbers[0] == NO_IDENTITY)
+    identities = [str(number) for number in numbers[unlabelled:]]
+    return RecordIOSource(file.path, keys, offsets, identities, (ranks - unlabelled).astype(np.int32))
+
+
+def _find_rec(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UsageError(f"{path} does not exist; give a .rec file or the folder that holds it")
+    found = sorted(path.glob("*.rec"))
+    if path / "train.rec" in found:
+        return path / "train.rec"
+    if len(found) != 1:
+        names = ", ".join(rec.name for rec in found) or "none"
+        raise DataError(f"{path} should hold one .rec file and holds {names}; give the file itself")
+    return found[0]
+
+
+def _read_heads(file: RecordFile, offsets: Offsets) -> tuple[Labels, npt.NDArray[np.bool_]]:
+    """Return each record's identity label (-1 where there is none) and whether it holds two labels
+    and no image, as InsightFace's header and identity records do."""
+    labels = np.empty(len(offsets), np.int32)
+    imageless = np.empty(len(offsets), np.bool_)
+    for start in range(0, len(offsets), _CHUNK_RECORDS):
+        chunk = slice(start, start + _CHUNK_RECORDS)
+        heads = file.heads(offsets[chunk])
+        file.check(offsets[chunk], heads)
+        payload_bytes = heads["word"] & ((1 << 29) - 1)
+        label = np.where(heads["flag"] > 0, heads["first_label"], heads["label"])
+        cut_short = (heads["word"] >> 29 != 0) & (payload_bytes < 32)  # its header spans several parts
+        for row in np.flatnonzero(cut_short):
+            label[row] = _first_label(file.payload(int(offsets[start + row])))
+        too_short = (payload_bytes < np.where(heads["flag"] > 0, 28, 24)) & ~cut_short
+        whole = (label >= 0) & (label < MAX_EXACT_LABEL) & (label == np.floor(label)) & ~too_short
+        labels[chunk] = np.where(whole, label, NO_IDENTITY)
+        imageless[chunk] = (heads["flag"] == 2) & (payload_bytes == 32) & ~cut_short
+        file.release()
+    return labels, imageless
+
+
+def _first_label(payload: bytes) -> float:
+    try:
+        return unpack(payload).labels[0]
+    except Unreadable:
+        return NO_IDENTITY
+
+
+def _find_header(imageless: npt.NDArray[np.bool_], keys: npt.NDArray[np.int64] | None) -> int | None:
+    """Return the position of record 0 of InsightFace's layout: key 0, or else the first or last."""
+    candidates = [0, len(imageless) - 1] if keys is None else np.flatnonzero(keys == 0).tolist()
+    return next((position for position in candidates if imageless[position]), None)
+
+
+def _check_count(path: Path, what: str, promised: float, found: int) -> None:
+    """Compare with the header's count, a float32, which large sets exceed the precision of."""
+    if abs(promised - found) > np.spacing(np.float32(promised)):
+        raise DataError(f"{path}: its header counts {promised:.0f} {what}, {found} are there; copy it again")
