@@ -1,0 +1,116 @@
+"""The plan: global batch k as a pure function of (shard sets, mix, seed, batch size, k).
+
+Quotas say how many samples of each stratum a batch takes, the keyed permutation which, and another
+one shuffles them over the batch's slots, so that every rank's slice holds every stratum's share.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.catalog import Catalog
+from pipeline.config import MixConfig, SetConfig
+from pipeline.hashing import derive_key
+from pipeline.mixing import Quotas
+from pipeline.order import order_of
+from shardgen.errors import UsageError
+from shardgen.tags import UNKNOWN
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Samples that share a quota: a set, or a set's samples with one value of a tag."""
+
+    name: str
+    share: Fraction
+    members: range | npt.NDArray[np.uint32]
+    """Sample ids; a range where they are consecutive, so that a plain set costs no memory."""
+
+    def ids_at(self, places: Ids) -> Ids:
+        """Return the sample ids at some places of the membership."""
+        if isinstance(self.members, range):
+            return places + self.members.start
+        return self.members[places].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """Which samples a batch holds, slot by slot, and in which pass over its stratum each one is."""
+
+    sample_ids: Ids
+    passes: Ids
+
+
+class Plan:
+    """A mix of a catalog's sets, cut into global batches."""
+
+    def __init__(self, catalog: Catalog, mix: MixConfig, seed: int, batch_size: int) -> None:
+        self.catalog = catalog
+        self.seed = seed
+        self.batch_size = batch_size
+        self.strata = list(_strata(catalog, mix))
+        self.state_key = {
+            "data set": catalog.digest,
+            "mix": mix.model_dump_json(exclude={"sets": {"__all__": {"path"}}}),
+            "seed": seed,
+            "batch size": batch_size,
+        }
+        """What a saved position depends on, each by the name a person knows it by."""
+        self._quotas = Quotas([stratum.share for stratum in self.strata], batch_size)
+        self.batches_per_epoch = max(1, _epoch_samples(self.strata, mix) // batch_size)
+
+    def counts_before(self, batch: int) -> tuple[int, ...]:
+        """Return how many samples each stratum gives to the batches before this one."""
+        return self._quotas.before(batch)
+
+    def batch(self, number: int) -> PlannedBatch:
+        """Return global batch `number`, counted from 0 over all epochs."""
+        starts, ends = self._quotas.before(number), self._quotas.before(number + 1)
+        ids: list[Ids] = []
+        passes: list[Ids] = []
+        for stratum, start, end in zip(self.strata, starts, ends, strict=True):
+            positions = np.arange(start, end)
+            size = len(stratum.members)
+            places = order_of(positions, size, derive_key(self.seed, "order", stratum.name))
+            ids.append(stratum.ids_at(places))
+            passes.append(positions // size)
+        slots = order_of(np.arange(self.batch_size), self.batch_size, derive_key(self.seed, "slots", number))
+        return PlannedBatch(np.concatenate(ids)[slots], np.concatenate(passes)[slots])
+
+
+def _strata(catalog: Catalog, mix: MixConfig) -> Iterator[Stratum]:
+    num_total = sum(len(catalog.ids_of(name)) for name in mix.sets)
+    for name, one in mix.sets.items():
+        share = one.share or Fraction(len(catalog.ids_of(name)), num_total)
+        yield from _strata_of_set(catalog, name, one, share)
+
+
+def _strata_of_set(catalog: Catalog, name: str, one: SetConfig, share: Fraction) -> Iterator[Stratum]:
+    ids = catalog.ids_of(name)
+    if one.balance is None:
+        yield Stratum(name, share, ids)
+        return
+    codes = catalog.tags.get(one.balance)
+    present = [] if codes is None else np.unique(codes[ids.start : ids.stop]).tolist()
+    known = [code for code in present if catalog.axes[one.balance][code] != UNKNOWN]
+    if codes is None or not known:
+        axes = ", ".join(axis for axis in catalog.axes) or "none"
+        raise UsageError(f"set {name} has no {one.balance} tags to balance over; tag axes are: {axes}")
+    for code in known:
+        members = (np.flatnonzero(codes[ids.start : ids.stop] == code) + ids.start).astype(np.uint32)
+        yield Stratum(f"{name}/{catalog.axes[one.balance][code]}", share / len(known), members)
+
+
+def _epoch_samples(strata: Sequence[Stratum], mix: MixConfig) -> int:
+    """Return after how many samples an epoch ends."""
+    if isinstance(mix.epoch, int):
+        return mix.epoch
+    if mix.epoch == "total":
+        return sum(len(stratum.members) for stratum in strata)
+    needed = [int(len(stratum.members) / stratum.share) for stratum in strata]
+    return max(needed) if mix.epoch == "longest" else min(needed)
