@@ -1,0 +1,1 @@
+"""Measurements, nothing else: an encoder comes in as a callable."""

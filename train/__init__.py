@@ -1,0 +1,1 @@
+"""Encoder, head and the loop that trains them on a mix."""

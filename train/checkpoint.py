@@ -1,0 +1,65 @@
+"""Checkpoints: whole or not there, and loaded without running code.
+
+`checkpoints/step-00000123.pt` holds encoder, head, optimiser, loader position, random state and recipe.
+"""
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shardgen.errors import DataError, UsageError
+
+VERSION = 1
+State = dict[str, Any]
+
+
+def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
+    """Write a checkpoint aside, sync it and rename it; then drop all but the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:08d}.pt"
+    aside = path.with_suffix(".part")
+    with aside.open("wb") as stream:
+        torch.save({"version": VERSION, "step": step, **state}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(path)
+    for old in all_in(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def all_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("step-*.pt"))
+
+
+def find(path: Path) -> Path:
+    """Return the checkpoint that a path means: itself, or the newest of a run folder."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UsageError(f"{path} does not exist; give a run folder or a checkpoint")
+    found = all_in(path / "checkpoints")
+    if not found:
+        raise DataError(f"{path} has no checkpoint in checkpoints/; train it first: facemix train RECIPE run={path}")
+    return found[-1]
+
+
+def load(path: Path) -> State:
+    """Return a checkpoint's content, tensors on the CPU.
+
+    Only tensors and plain values are accepted, so a file from elsewhere cannot run code. Raises
+    `DataError` when it is damaged, something else, or of another version.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(f"{path} is no checkpoint of facemix, or damaged: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        found = state.get("version", "none") if isinstance(state, dict) else "none"
+        raise DataError(f"{path}: checkpoint version {found}, this facemix reads {VERSION}")
+    return state

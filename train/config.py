@@ -1,0 +1,208 @@
+"""A recipe: one YAML file that says everything about a training run."""
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.config import AugmentConfig, LoaderConfig, MixConfig
+from shardgen.errors import UsageError
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EncoderConfig(_Config):
+    """The network from a face to its embedding."""
+
+    backbone: Literal["iresnet_mini", "iresnet18", "iresnet34", "iresnet50", "iresnet100"] = "iresnet50"
+    """iresnet_mini has one narrow block a stage, for CPUs."""
+    embedding_size: int = Field(default=512, ge=2)
+    """Length of an embedding."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the last linear layer; Fraunhofer's recipes use 0.4."""
+
+
+class HeadConfig(_Config):
+    """The margin softmax that training classifies identities with."""
+
+    kind: Literal["cosface", "arcface"] = "cosface"
+    """CosFace (Wang et al., CVPR 2018) or ArcFace (Deng et al., CVPR 2019)."""
+    scale: float = Field(default=64.0, gt=0)
+    """Factor s on the cosines."""
+    margin: float = Field(default=0.35, ge=0)
+    """Margin m: on the cosine (CosFace) or the angle in radians (ArcFace)."""
+
+
+class OptimizerConfig(_Config):
+    """Stochastic gradient descent."""
+
+    lr: float = Field(default=0.1, gt=0)
+    """Peak learning rate of the global batch."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum."""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    """L2 penalty on encoder and head."""
+    clip_norm: float = Field(default=5.0, gt=0)
+    """Largest norm of the encoder's gradient."""
+
+
+class ScheduleConfig(_Config):
+    """The learning rate over the run, as a factor on its peak."""
+
+    kind: Literal["step", "polynomial"] = "polynomial"
+    """After the warm-up: times gamma at milestones, or (1 - progress)^power."""
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """Epochs in which the rate rises linearly from 0."""
+    milestones: Sequence[float] = (22, 30, 36)
+    """Epochs at which a step schedule multiplies by gamma."""
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    """Factor at each milestone."""
+    power: float = Field(default=2.0, gt=0)
+    """Exponent of the polynomial; InsightFace uses 2."""
+
+
+class TrainingConfig(_Config):
+    """How long, how precise, how often it reports and saves."""
+
+    epochs: float = Field(default=20, gt=0)
+    """Length of the run; what an epoch is, the mix says."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Type of activations under autocast; auto is bf16 where the hardware computes in it."""
+    compile: bool = False
+    """Compile the encoder with torch.compile."""
+    log_every: int = Field(default=20, ge=1)
+    """Steps between two step lines."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between two checkpoints; a stopped run also saves one."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints stay."""
+
+
+class Recipe(_Config):
+    """Everything about a run."""
+
+    name: str = Field(min_length=1)
+    """Name of the run."""
+    run: Path | None = None
+    """Folder of the run; runs/<name> unless given."""
+    seed: int = 0
+    """Seed of order, augmentation and initial weights."""
+    mix: MixConfig
+    """Which sets, in which shares."""
+    augment: AugmentConfig = AugmentConfig()
+    """What happens to the images."""
+    loader: LoaderConfig = LoaderConfig()
+    """How batches are made."""
+    encoder: EncoderConfig = EncoderConfig()
+    """What is trained."""
+    head: HeadConfig = HeadConfig()
+    """What it is trained against."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How it is trained."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over the run."""
+    training: TrainingConfig = TrainingConfig()
+    """How long it is trained."""
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run's files go."""
+        return self.run or Path("runs") / self.name
+
+
+# What may change between stopping and resuming: it changes no batch and no gradient.
+FREE_TO_CHANGE = frozenset(
+    {
+        "run",
+        "loader.device",
+        "loader.threads",
+        "loader.prefetch",
+        "training.compile",
+        "training.log_every",
+        "training.checkpoint_every",
+        "training.keep_checkpoints",
+    }
+)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `dotted.key=value` overrides.
+
+    Raises `UsageError` with one line: the key, what is wrong with it, and the nearest known one.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; give the path of a recipe, such as recipes/first_light.yaml") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise UsageError(f"{path} holds no recipe; it needs keys such as name and mix")
+    for override in overrides:
+        _apply(fields, override)
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {_explain(error)}") from None
+
+
+def differences(ours: Recipe, theirs: Mapping[str, Any]) -> list[str]:
+    """Return a line for each setting in which a saved recipe differs and that a resumed run must share."""
+    now, saved = flatten(ours.model_dump(mode="json")), flatten(theirs)
+    return [
+        f"{key} was {saved.get(key)}, now it is {now.get(key)}"
+        for key in sorted(now.keys() | saved.keys())
+        if now.get(key) != saved.get(key) and key not in FREE_TO_CHANGE
+    ]
+
+
+def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _apply(fields: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"{override!r} is no override; write key=value, such as training.epochs=2")
+    *parents, last = key.split(".")
+    for parent in parents:
+        fields = fields.setdefault(parent, {})
+        if not isinstance(fields, dict):
+            raise UsageError(f"{override!r}: {parent} holds a value, not further keys")
+    fields[last] = yaml.safe_load(text)
+
+
+def _explain(error: ValidationError) -> str:
+    """Return the first problem as one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = sorted(_keys_at(Recipe, first["loc"][:-1]))
+        nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
+        return f"unknown key {where}; the nearest known one is {nearest[0]} (known: {', '.join(known)})"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict) else f" (it is {first['input']!r})"
+    return f"{where}: {message}{given}" if where else message
+
+
+def _keys_at(model: Any, location: Sequence[str | int]) -> set[str]:
+    """Return the keys that the configuration at a location of the recipe knows."""
+    for part in location:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            model = model.model_fields[str(part)].annotation
+        else:  # a mapping: whatever the key, its values are of one type
+            model = typing.get_args(model)[-1]
+    if isinstance(model, types.UnionType):
+        model = typing.get_args(model)[0]
+    return set(model.model_fields)

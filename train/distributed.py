@@ -1,0 +1,44 @@
+"""Which process of how many this is: the one place that asks the environment (set by torchrun)."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import distributed, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+
+def this_world() -> World:
+    """Return what torchrun set, or a world of one."""
+    rank, size, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES.items())
+    return World(rank, size, local)
+
+
+_VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def join(world: World, device: torch.device) -> None:
+    """Connect to the other processes: NCCL between GPUs, gloo between CPUs."""
+    if world.world_size > 1:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def leave(world: World) -> None:
+    """Disconnect."""
+    if world.world_size > 1:
+        distributed.destroy_process_group()
+
+
+def replicate(module: nn.Module, world: World, device: torch.device) -> nn.Module:
+    """Return the module with gradients averaged over all processes, or itself in a world of one."""
+    if world.world_size == 1:
+        return module
+    return nn.parallel.DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)

@@ -1,0 +1,31 @@
+"""A trained encoder out of a run, ready to embed faces."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.config import LoaderConfig
+from train import checkpoint
+from train.backbones import IResNet, make_encoder
+from train.config import Recipe
+
+
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """An encoder with what it was trained on."""
+
+    network: IResNet
+    loader: LoaderConfig
+    """How its training images were made; images to embed are made likewise."""
+    description: str
+
+
+def load_encoder(path: Path, device: torch.device) -> TrainedEncoder:
+    """Load the encoder of a run folder's newest checkpoint, or of a checkpoint file."""
+    found = checkpoint.find(path)
+    state = checkpoint.load(found)
+    recipe = Recipe.model_validate(state["recipe"])
+    network = make_encoder(recipe.encoder, recipe.loader.image_size)
+    network.load_state_dict(state["encoder"])
+    return TrainedEncoder(network.to(device).eval(), recipe.loader, f"{path} at step {state['step']}")

@@ -1,0 +1,71 @@
+"""What a run reports: a line for people, `metrics.jsonl` for programs, TensorBoard for curves."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One line of `metrics.jsonl`."""
+
+    step: int
+    """Steps done."""
+    epoch: float
+    loss: float
+    lr: float
+    images_per_second: float
+    """Global images per second since the last line."""
+    waiting_share: float
+    """Share of that time spent waiting for data, 0 to 1."""
+    batch_crc32: str
+    """CRC-32 of the step's sample ids on rank 0: equal runs have equal columns."""
+
+    def line(self, num_steps: int, seconds_left: float) -> str:
+        """Return the step line."""
+        return (
+            f"step {self.step}/{num_steps}  epoch {self.epoch:.2f}  loss {self.loss:.3f}  lr {self.lr:.4f}  "
+            f"{self.images_per_second:.0f} img/s  waiting {self.waiting_share:.1%}  {_duration(seconds_left)} left"
+        )
+
+
+class MetricsWriter:
+    """Appends to a run's records; a resumed run goes on after the step of its checkpoint."""
+
+    def __init__(self, run: Path, after_step: int) -> None:
+        self._path = run / _FILE
+        kept = [one for one in read_metrics(run) if one.step <= after_step]
+        self._path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in kept))
+        self._events = SummaryWriter(str(run), purge_step=after_step + 1)
+
+    def write(self, metrics: StepMetrics) -> None:
+        """Append one step."""
+        with self._path.open("a") as stream:
+            stream.write(json.dumps(asdict(metrics)) + "\n")
+        for name in ("loss", "lr", "images_per_second", "waiting_share"):
+            self._events.add_scalar(f"train/{name}", getattr(metrics, name), metrics.step)
+
+    def close(self) -> None:
+        """Flush the events."""
+        self._events.close()
+
+
+def read_metrics(run: Path) -> list[StepMetrics]:
+    """Return the steps that a run has reported; a last line cut by a crash is left out."""
+    path = run / _FILE
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [StepMetrics(**json.loads(line)) for line in lines]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
