@@ -115,9 +115,7 @@ def evaluate(
     if not bins and gallery_and_probes is None:
         raise UsageError("nothing to evaluate; give --bin NAME=FILE, or --gallery SET --probes SET")
     scores = [_score_bin(one, embed, loader, device) for one in bins]
-    verification = [
-        _verification(one.name, one.sha256, score) for one, score in zip(bins, scores, strict=True)
-    ]
+    verification = [_verification(one.name, one.sha256, score) for one, score in zip(bins, scores, strict=True)]
     identification = None
     if gallery_and_probes is not None:
         identification = _identification(*gallery_and_probes, embed, loader, device)
@@ -217,12 +215,9 @@ def _group(catalog: Catalog, search: _Search, axis: str, code: int, value: str) 
     pairs = pairs_within_group(probes, search.mates[probes], template_groups, code)
     verified = None
     if pairs is not None and len(pairs.same) >= _FOLDS:
-        distances = pair_distances(
-            search.probe_embeddings[pairs.probes], search.gallery.templates[pairs.templates]
-        )
+        distances = pair_distances(search.probe_embeddings[pairs.probes], search.gallery.templates[pairs.templates])
         verified = accuracy(distances, pairs.same, _FOLDS).mean
     ranks = search.ranks[probes]
     return GroupResult(
         value, len(probes), verified, identification_rate(ranks, 1), identification_rate(ranks, MAX_RANK)
     )
-

@@ -44,7 +44,9 @@ def read_bin(name: str, path: Path) -> VerificationSet:
         images = [np.frombuffer(one, np.uint8) if isinstance(one, bytes) else _bytes_of(one) for one in bins]
         answers = np.array([bool(one) for one in same])
     except _Forbidden as error:
-        raise DataError(f"{path} wants to call {error} while it is loaded; it is no verification set, delete it") from None
+        raise DataError(
+            f"{path} wants to call {error} while it is loaded; it is no verification set, delete it"
+        ) from None
     except Exception as error:  # a damaged pickle can raise anything
         raise DataError(f"{path} is no verification set (a pickle of images and answers): {error}") from None
     if len(images) != 2 * len(answers) or not len(answers) or answers.all() or not answers.any():

@@ -49,7 +49,8 @@ class Roc:
 
 def pair_distances(first: Embeddings, second: Embeddings) -> Distances:
     """Return 2 - 2 cos for each row of two `[pairs, embedding]` arrays of unit rows."""
-    return 2 - 2 * np.einsum("ij,ij->i", first, second, dtype=np.float64)
+    cosines: Distances = np.einsum("ij,ij->i", first, second, dtype=np.float64)
+    return 2 - 2 * cosines
 
 
 def accuracy(distances: Distances, same: Same, folds: int = 10) -> Accuracy:

@@ -15,7 +15,7 @@ def uniform(
     """Return a draw from [0, 1) for each sample in its pass, independent between operations."""
     key: Words = np.full(1, derive_key(seed, "augment", operation), np.uint64)
     words = mix64(mix64(sample_ids.astype(np.uint64) ^ key) ^ passes.astype(np.uint64))
-    return (words >> np.uint64(11)) * 2.0**-53
+    return np.asarray(words >> np.uint64(11), np.float64) * 2.0**-53
 
 
 def flips(

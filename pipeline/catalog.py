@@ -111,7 +111,9 @@ def _read_set(
         tar, table_path = folder / f"{shard.name}.tar", folder / f"{shard.name}.parquet"
         for path, suffix in ((tar, ".tar"), (table_path, ".parquet")):
             if not path.exists() or path.stat().st_size != shard.files[suffix].bytes:
-                raise DataError(f"{path} is missing or not {shard.files[suffix].bytes} bytes; see `facemix verify {folder}`")
+                raise DataError(
+                    f"{path} is missing or not {shard.files[suffix].bytes} bytes; see `facemix verify {folder}`"
+                )
         table = pq.read_table(table_path, columns=["offset", "size", "identity", "width", "height", *manifest.axes])
         piece = {column: table[column].to_numpy() for column in table.column_names}
         sizes |= set(map(tuple, np.unique(np.stack([piece.pop("width"), piece.pop("height")]), axis=1).T.tolist()))
@@ -119,7 +121,12 @@ def _read_set(
         pieces.append(piece)
     read = {column: np.concatenate([piece.pop(column) for piece in pieces]) for column in list(pieces[0])}
     used, labels = np.unique(read["identity"], return_inverse=True)
-    columns = {"shard": read["shard"], "offset": read["offset"], "size": read["size"], "label": labels.astype(np.int32)}
+    columns = {
+        "shard": read["shard"],
+        "offset": read["offset"],
+        "size": read["size"],
+        "label": labels.astype(np.int32),
+    }
     for axis, values in axes.items():
         if axis == ORIGIN:
             codes = np.full(len(labels), values.index(manifest.origin), np.int16)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from nvidia.dali import fn, pipeline_def, types
+from torch.utils.dlpack import from_dlpack
 
 from pipeline.reader import Encoded
 
@@ -51,10 +52,10 @@ def decoded(inputs: Iterator[Inputs], options: GraphOptions) -> Iterator[torch.T
             (images,) = pipe.run()
         except StopIteration:
             return
-        yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+        yield from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
 
 
-@pipeline_def
+@pipeline_def  # type: ignore[untyped-decorator]
 def _graph(source: Callable[[], Inputs], options: GraphOptions) -> object:
     encoded, flip = fn.external_source(
         source=source, num_outputs=2, batch=True, no_copy=True, dtype=[types.UINT8, types.INT32], ndim=[1, 0]

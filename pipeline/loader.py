@@ -20,6 +20,9 @@ from shardgen.errors import UsageError
 
 STATE_VERSION = 1
 
+Flips = npt.NDArray[np.int32]
+"""1 for each image to be flipped, else 0."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -35,15 +38,15 @@ class Batch:
     """Tag axis -> `[batch] int64`: positions in the catalog's values of that axis."""
 
 
-def resolve_device(config: LoaderConfig, local_rank: int = 0) -> torch.device:
-    """Return the device that the configuration asks for.
+def resolve_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """Return the device that "auto", "cpu" or "gpu" means here.
 
-    Raises `UsageError` when that is a GPU and there is none.
+    Raises `UsageError` when a GPU is asked for and there is none.
     """
     available = torch.cuda.is_available()
-    if config.device == "gpu" and not available:
-        raise UsageError("loader.device is gpu and torch sees none; use loader.device=cpu or auto")
-    return torch.device("cuda", local_rank) if available and config.device != "cpu" else torch.device("cpu")
+    if wanted == "gpu" and not available:
+        raise UsageError("device gpu: torch sees none here; use cpu or auto")
+    return torch.device("cuda", local_rank) if available and wanted != "cpu" else torch.device("cpu")
 
 
 class FaceLoader:
@@ -86,7 +89,7 @@ class FaceLoader:
     def _start(self) -> Iterator[Batch]:
         return load(self._plan.catalog, self._slices(), self._config, self._device)
 
-    def _slices(self) -> Iterator[tuple[Ids, Ids]]:
+    def _slices(self) -> Iterator[tuple[Ids, Flips]]:
         for number in count(self._next_batch):
             planned = self._plan.batch(number)
             ids, passes = planned.sample_ids[self._slots], planned.passes[self._slots]
@@ -117,7 +120,7 @@ class FaceLoader:
 
 def load(
     catalog: Catalog,
-    slices: Iterable[tuple[Ids, npt.NDArray[np.int32]]],
+    slices: Iterable[tuple[Ids, Flips]],
     config: LoaderConfig,
     device: torch.device,
 ) -> Iterator[Batch]:
@@ -149,9 +152,7 @@ def load_in_order(catalog: Catalog, ids: Ids, config: LoaderConfig, device: torc
     yield from load(catalog, ((part, np.zeros(len(part), np.int32)) for part in slices), config, device)
 
 
-def decode_images(
-    encoded: Sequence[Encoded], config: LoaderConfig, device: torch.device
-) -> Iterator[torch.Tensor]:
+def decode_images(encoded: Sequence[Encoded], config: LoaderConfig, device: torch.device) -> Iterator[torch.Tensor]:
     """Yield batches `[batch, 3, size, size] float32` of image files that are in memory, in order."""
     cuts = range(0, len(encoded), config.batch_size)
     batches = (list(encoded[start : start + config.batch_size]) for start in cuts)

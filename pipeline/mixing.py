@@ -55,4 +55,3 @@ class Quotas:
         for _, i in sorted(allowed)[:open_slots]:
             now[i] += 1
         return tuple(now)
-

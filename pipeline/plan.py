@@ -4,6 +4,7 @@ Quotas say how many samples of each stratum a batch takes, the keyed permutation
 one shuffles them over the batch's slots, so that every rank's slice holds every stratum's share.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,10 +27,17 @@ Ids = npt.NDArray[np.int64]
 class Stratum:
     """Samples that share a quota: a set, or a set's samples with one value of a tag."""
 
-    name: str
+    set_name: str
+    value: str | None
+    """Value of the set's balance tag, or None for the whole set."""
     share: Fraction
     members: range | npt.NDArray[np.uint32]
     """Sample ids; a range where they are consecutive, so that a plain set costs no memory."""
+
+    @property
+    def name(self) -> str:
+        """How plans show it."""
+        return self.set_name if self.value is None else f"{self.set_name}/{self.value}"
 
     def ids_at(self, places: Ids) -> Ids:
         """Return the sample ids at some places of the membership."""
@@ -54,6 +62,8 @@ class Plan:
         self.seed = seed
         self.batch_size = batch_size
         self.strata = list(_strata(catalog, mix))
+        self.left_out = _left_out(mix, catalog, self.strata)
+        """Set -> samples that take no part, their balance tag being unknown."""
         self.state_key = {
             "data set": catalog.digest,
             "mix": mix.model_dump_json(exclude={"sets": {"__all__": {"path"}}}),
@@ -93,7 +103,7 @@ def _strata(catalog: Catalog, mix: MixConfig) -> Iterator[Stratum]:
 def _strata_of_set(catalog: Catalog, name: str, one: SetConfig, share: Fraction) -> Iterator[Stratum]:
     ids = catalog.ids_of(name)
     if one.balance is None:
-        yield Stratum(name, share, ids)
+        yield Stratum(name, None, share, ids)
         return
     codes = catalog.tags.get(one.balance)
     present = [] if codes is None else np.unique(codes[ids.start : ids.stop]).tolist()
@@ -103,7 +113,15 @@ def _strata_of_set(catalog: Catalog, name: str, one: SetConfig, share: Fraction)
         raise UsageError(f"set {name} has no {one.balance} tags to balance over; tag axes are: {axes}")
     for code in known:
         members = (np.flatnonzero(codes[ids.start : ids.stop] == code) + ids.start).astype(np.uint32)
-        yield Stratum(f"{name}/{catalog.axes[one.balance][code]}", share / len(known), members)
+        yield Stratum(name, catalog.axes[one.balance][code], share / len(known), members)
+
+
+def _left_out(mix: MixConfig, catalog: Catalog, strata: Sequence[Stratum]) -> dict[str, int]:
+    taking_part: Counter[str] = Counter()
+    for stratum in strata:
+        taking_part[stratum.set_name] += len(stratum.members)
+    without = {name: len(catalog.ids_of(name)) - taking_part[name] for name in mix.sets}
+    return {name: number for name, number in without.items() if number}
 
 
 def _epoch_samples(strata: Sequence[Stratum], mix: MixConfig) -> int:

@@ -1,7 +1,6 @@
 """Sample ids -> encoded bytes, through memory maps: nothing is copied before the decoder reads it."""
 
 import mmap
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np

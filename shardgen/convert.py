@@ -75,7 +75,7 @@ def convert(source: Source, tags: Tags, out: Path, config: ShardConfig) -> Manif
 def _job_of(source: Source, tags: Tags, config: ShardConfig) -> dict[str, str | int]:
     """Return all that decides the set's bytes; an unfinished conversion goes on only with the same."""
     digest = hashlib.sha256(json.dumps([tags.axes, source.identities]).encode())
-    digest.update(np.ascontiguousarray(tags.codes))
+    digest.update(tags.codes.tobytes())
     return {"inputs": source.fingerprint(), "tags": digest.hexdigest(), **config.identity_of_job()}
 
 
@@ -196,8 +196,8 @@ def _manifest(  # every argument is one field's source
     for shard in shards:
         table = pq.read_table(folder / f"{shard.name}.parquet", columns=["identity", *tags.axes])
         has_samples[table["identity"].to_numpy()] = True
-        for axis, count in counts.items():
-            count += np.bincount(table[axis].to_numpy(), minlength=len(count))
+        for axis, total in counts.items():
+            np.add.at(total, table[axis].to_numpy(), 1)
     reasons = Counter(one.reason.partition(":")[0] for record in records for one in record.rejections)
     return Manifest(
         name=config.name,
@@ -208,9 +208,7 @@ def _manifest(  # every argument is one field's source
         rejected_reasons=dict(reasons),
         rejected_file=hash_file(folder / REJECTED),
         axes=tags.axes,
-        counts={
-            axis: dict(zip(values, counts[axis].tolist(), strict=True)) for axis, values in tags.axes.items()
-        },
+        counts={axis: dict(zip(values, counts[axis].tolist(), strict=True)) for axis, values in tags.axes.items()},
         identities=source.identities,
         num_identities=int(has_samples.sum()),
         shards=shards,

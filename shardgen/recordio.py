@@ -99,8 +99,8 @@ class RecordFile:
         """Return the records' first bytes as `HEAD` rows, unchecked past the end of each record."""
         byte_positions = offsets[:, None] + np.arange(HEAD.itemsize)
         content = np.frombuffer(self._map, np.uint8)
-        rows = content[np.minimum(byte_positions, self.size_bytes - 1)]
-        return rows.view(HEAD)[:, 0]
+        heads: Heads = content[np.minimum(byte_positions, self.size_bytes - 1)].view(HEAD)[:, 0]
+        return heads
 
     def release(self) -> None:
         """Let the system forget the pages read so far, so that reading a large file stays small."""

@@ -27,10 +27,15 @@ _CHUNK_RECORDS = 1 << 14
 
 
 class Source(Protocol):
-    """Records of one input; `labels[i]` is record i's position in `identities`, or -1 for none."""
+    """Records of one input."""
 
-    identities: Sequence[str]
-    labels: Labels
+    @property
+    def identities(self) -> Sequence[str]:
+        """Names of the identities."""
+
+    @property
+    def labels(self) -> Labels:
+        """Each record's position in `identities`, or -1 for none."""
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -69,7 +74,7 @@ class FolderSource:
     def read(self, record: int) -> bytes:
         """Return the file's bytes."""
         try:
-            return (self.root / self.paths[record].as_py()).read_bytes()
+            return Path(self.root, self.paths[record].as_py()).read_bytes()
         except OSError as error:
             raise Unreadable(f"cannot be read: {error.strerror}") from None
 
@@ -169,7 +174,7 @@ class RecordIOSource:
         """Hash keys, offsets and identities: another file, order or labelling is another input."""
         digest = hashlib.sha256(str(self.path.stat().st_size).encode())
         for column in (self.keys, self.offsets, self.labels):
-            digest.update(np.ascontiguousarray(column))
+            digest.update(column.tobytes())
         return digest.hexdigest()
 
 

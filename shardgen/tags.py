@@ -36,9 +36,7 @@ class Tags:
 
     def values_of(self, record: int) -> dict[str, str]:
         """Return axis -> value of one record."""
-        return {
-            axis: values[code] for (axis, values), code in zip(self.axes.items(), self.codes[record], strict=True)
-        }
+        return {axis: values[code] for (axis, values), code in zip(self.axes.items(), self.codes[record], strict=True)}
 
     def part(self, records: npt.NDArray[np.int64]) -> "Tags":
         """Return the tags of some records, in the order given."""
@@ -71,17 +69,13 @@ def read_table(path: Path) -> TagTable:
         header = [name.strip() for name in next(lines, [])]
         keys = [name for name in ("identity", "path") if name in header]
         if len(keys) != 1:
-            raise UsageError(
-                f"{path}: columns {', '.join(header) or '(none)'} need exactly one named identity or path"
-            )
+            raise UsageError(f"{path}: columns {', '.join(header) or '(none)'} need exactly one named identity or path")
         _check_axes([name for name in header if name != keys[0]], path.name)
         key_column = header.index(keys[0])
         rows: dict[str, Sequence[str]] = {}
         for fields in filter(None, lines):
             if len(fields) != len(header):
-                raise DataError(
-                    f"{path} line {lines.line_num}: {len(fields)} fields, the header has {len(header)}"
-                )
+                raise DataError(f"{path} line {lines.line_num}: {len(fields)} fields, the header has {len(header)}")
             key = fields.pop(key_column).strip()
             values = tuple(value.strip() for value in fields)
             if rows.setdefault(key, values) != values:
@@ -91,20 +85,25 @@ def read_table(path: Path) -> TagTable:
 
 
 def join_table(
-    table: TagTable, names: Iterable[str], identities: Sequence[str], labels: npt.NDArray[np.int32]
+    table: TagTable,
+    names: Iterable[str],
+    identities: Sequence[str],
+    labels: npt.NDArray[np.int32],
+    ignore_extra: bool = False,
 ) -> Tags:
     """Give every record its row of the table, unknown where there is none.
 
     `names` are the records' paths, `labels` their positions in `identities` (-1: none). Raises
-    `DataError` when the table speaks of identities or paths that the source does not have.
+    `DataError` when the table speaks of identities or paths that the source does not have, unless
+    `ignore_extra`.
     """
     known = identities if table.key == "identity" else list(names)
     absent = table.rows.keys() - set(known)
-    if absent:
+    if absent and not ignore_extra:
         raise DataError(
             f"{table.path}: {len(absent)} of {len(table.rows)} rows name a {table.key} that the source does "
             f"not have, such as {min(absent)} (it has, for one, {known[0] if len(known) else 'none'}); "
-            "remove those rows or correct the names"
+            "correct the names, or pass --ignore-extra-tags"
         )
     blank = (UNKNOWN,) * len(table.axes)
     tags = _encode(table.axes, (table.rows.get(name, blank) for name in known))

@@ -12,9 +12,7 @@ END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
 _MODE_UID_GID = b"0000644\x000000000\x000000000\x00"
 _MTIME = b"00000000000\x00"
 _BLANK_CHECKSUM = b" " * 8
-_TYPE_TO_END = b"".join(
-    [b"0", bytes(100), b"ustar\x0000", bytes(64), b"0000000\x000000000\x00", bytes(155), bytes(12)]
-)
+_TYPE_TO_END = b"".join([b"0", bytes(100), b"ustar\x0000", bytes(64), b"0000000\x000000000\x00", bytes(155), bytes(12)])
 _CONSTANT_SUM = sum(_MODE_UID_GID) + sum(_MTIME) + sum(_BLANK_CHECKSUM) + sum(_TYPE_TO_END)
 _MAX_MEMBER_BYTES = 8**11
 

@@ -64,7 +64,11 @@ def _shard_faults(folder: Path, shard: ShardInfo, manifest: Manifest) -> Iterato
         entries = " ".join(f"{m.name.partition('.')[2]} {m.offset_data} {m.size} {m.name}" for m in (image, text))
         if line != entries:
             yield f"{where}: the index says {line}"
-        if (row["offset"], row["size"], row["content_hash"]) != (image.offset_data, image.size, content_hash(data)):
+        if (row["offset"], row["size"], row["content_hash"]) != (
+            image.offset_data,
+            image.size,
+            content_hash(data),
+        ):
             yield f"{where}: the table has another offset, size or content"
         if json.loads(fields)["identity"] != manifest.identities[row["identity"]]:
             yield f"{where}: table and JSON name different identities"

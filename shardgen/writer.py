@@ -117,9 +117,7 @@ def write_shard(folder: Path, job: ShardJob) -> ShardRecord:
         ".idx": _write(stem.with_suffix(".idx"), index),
         ".parquet": _write(stem.with_suffix(".parquet"), _table(rows, list(job.tags.axes))),
     }
-    record = ShardRecord(
-        shard=ShardInfo(name=stem.name, num_samples=len(rows), files=files), rejections=rejections
-    )
+    record = ShardRecord(shard=ShardInfo(name=stem.name, num_samples=len(rows), files=files), rejections=rejections)
     write_durably(stem.with_suffix(".json"), record.model_dump_json().encode())
     return record
 

@@ -140,7 +140,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         fields = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; give the path of a recipe, such as recipes/first_light.yaml") from None
+        raise UsageError(
+            f"{path}: {error.strerror}; give the path of a recipe, such as recipes/first_light.yaml"
+        ) from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):

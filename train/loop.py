@@ -80,7 +80,7 @@ def train(recipe: Recipe, *, resume: bool = False, stop_at: int | None = None) -
     recipe's run when it is.
     """
     world = this_world()
-    device = resolve_device(recipe.loader, world.local_rank)
+    device = resolve_device(recipe.loader.device, world.local_rank)
     run = recipe.run_folder
     latest = _latest_checkpoint(run, recipe, resume)
     plan = plan_of(recipe)
@@ -202,7 +202,7 @@ class Trainer:
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
             loss: torch.Tensor = self._replica(batch.images, batch.labels)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._model.encoder.parameters(), self._recipe.optimizer.clip_norm)
         self._optimizer.step()
         self.step += 1

@@ -1,0 +1,1 @@
+"""One YAML file for each experiment; read them, copy them, change them."""
