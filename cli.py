@@ -1,5 +1,6 @@
 """The command line. Heavy imports live inside the commands, so that `facemix --help` is immediate."""
 
+import importlib
 import json
 import logging
 import os
@@ -302,6 +303,14 @@ def evaluate(
 
 
 @cli.command()
+@click.argument("name", type=click.Choice(["convert", "loader"]))
+@click.option("--smoke", is_flag=True, help="Only show that it runs.")
+def bench(name: str, smoke: bool) -> None:
+    """Run one of the scripts of benchmarks/ and print its table."""
+    importlib.import_module(f"benchmarks.{name}").main(smoke)
+
+
+@cli.command()
 @click.option("--out", type=_PATH, default=Path("runs/demo"), show_default=True, help="Folder for everything.")
 def demo(out: Path) -> None:
     """Everything on drawn faces, in minutes on two cores."""
@@ -354,7 +363,8 @@ def _demo_steps(raw: Path, sets: Path, out: Path) -> list[tuple[str, list[str]]]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0 when done, 1 when the data is at fault, 2 for wrong use."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("facemix").setLevel(logging.INFO)  # ours; libraries speak up only to warn
     try:
         cli.main(given or ["--help"], prog_name="facemix", standalone_mode=False)
     except Exception as error:  # every failure ends as one line; --debug shows the rest
@@ -379,7 +389,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         case OSError():
             line, code = f"{error.filename or 'the system'}: {error.strerror or error}", 1
         case _:
-            line, code = f"unexpected {type(error).__name__}: {error}; --debug shows where", 1
+            line, code = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where", 1
     return line, code
 
 

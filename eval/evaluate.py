@@ -26,6 +26,7 @@ from eval.verification import (
 from pipeline.catalog import Catalog, open_catalog
 from pipeline.config import LoaderConfig
 from shardgen.errors import DataError, UsageError
+from shardgen.images import Unreadable, check
 
 FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4)
 MAX_RANK = 5
@@ -123,8 +124,21 @@ def evaluate(
 
 
 def _score_bin(one: VerificationSet, embed: Embed, loader: LoaderConfig, device: torch.device) -> Scores:
-    embeddings = embed_images(embed, one.images, loader, device)
+    try:
+        embeddings = embed_images(embed, one.images, loader, device)
+    except RuntimeError:
+        _name_undecodable(one)
+        raise
     return Scores(one.name, pair_distances(embeddings[0::2], embeddings[1::2]), one.same)
+
+
+def _name_undecodable(one: VerificationSet) -> None:
+    """DALI loses the whole batch with an image that does not decode; say which one it was."""
+    for number, image in enumerate(one.images):
+        try:
+            check(image.tobytes())
+        except Unreadable as error:
+            raise DataError(f"{one.name}: image {number % 2 + 1} of pair {number // 2} {error}") from None
 
 
 def _verification(name: str, sha256: str, scores: Scores) -> VerificationResult:

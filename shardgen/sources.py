@@ -118,7 +118,7 @@ def open_folder(root: Path) -> tuple[FolderSource, list[str]]:
 
 def _image_folders(root: Path, ignored: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Yield (relative folder, sorted image names) of every folder with images; note other files."""
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, onerror=_raise, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         relative = "" if folder == str(root) else Path(folder).relative_to(root).as_posix()
         visible = sorted(name for name in files if not name.startswith("."))
@@ -126,6 +126,10 @@ def _image_folders(root: Path, ignored: list[str]) -> Iterator[tuple[str, list[s
         ignored += [f"{relative}/{name}".lstrip("/") for name in visible if name not in set(images)]
         if images:
             yield relative, images
+
+
+def _raise(error: OSError) -> None:
+    raise error  # a folder that cannot be listed must not be skipped in silence
 
 
 def _text(names: list[str]) -> pa.Array:

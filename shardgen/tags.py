@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -64,23 +64,31 @@ def read_table(path: Path) -> TagTable:
     Every other column is a tag axis. Raises `DataError` when a key repeats with other values or a
     row has another number of fields, `UsageError` when no column is a key.
     """
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        lines = csv.reader(stream)
-        header = [name.strip() for name in next(lines, [])]
-        keys = [name for name in ("identity", "path") if name in header]
-        if len(keys) != 1:
-            raise UsageError(f"{path}: columns {', '.join(header) or '(none)'} need exactly one named identity or path")
-        _check_axes([name for name in header if name != keys[0]], path.name)
-        key_column = header.index(keys[0])
-        rows: dict[str, Sequence[str]] = {}
-        for fields in filter(None, lines):
-            if len(fields) != len(header):
-                raise DataError(f"{path} line {lines.line_num}: {len(fields)} fields, the header has {len(header)}")
-            key = fields.pop(key_column).strip()
-            values = tuple(value.strip() for value in fields)
-            if rows.setdefault(key, values) != values:
-                raise DataError(f"{path} line {lines.line_num}: {key} was listed before with other tags")
+    if not path.is_file():
+        raise UsageError(f"{path} is no file; --tags takes a CSV with a column named identity or path")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            return _parse_table(path, csv.reader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV in UTF-8: {error}") from None
+
+
+def _parse_table(path: Path, lines: Any) -> TagTable:
+    header = [name.strip() for name in next(lines, [])]
+    keys = [name for name in ("identity", "path") if name in header]
+    if len(keys) != 1:
+        raise UsageError(f"{path}: columns {', '.join(header) or '(none)'} need exactly one named identity or path")
     axes = [name for name in header if name != keys[0]]
+    _check_axes(axes, path.name)
+    key_column = header.index(keys[0])
+    rows: dict[str, Sequence[str]] = {}
+    for fields in filter(None, lines):
+        if len(fields) != len(header):
+            raise DataError(f"{path} line {lines.line_num}: {len(fields)} fields, the header has {len(header)}")
+        key = fields.pop(key_column).strip()
+        values = tuple(value.strip() for value in fields)
+        if rows.setdefault(key, values) != values:
+            raise DataError(f"{path} line {lines.line_num}: {key} was listed before with other tags")
     return TagTable(path, "identity" if keys[0] == "identity" else "path", axes, rows)
 
 

@@ -22,7 +22,7 @@ class EncoderConfig(_Config):
     """The network from a face to its embedding."""
 
     backbone: Literal["iresnet_mini", "iresnet18", "iresnet34", "iresnet50", "iresnet100"] = "iresnet50"
-    """iresnet_mini has one narrow block a stage, for CPUs."""
+    """iresnet_mini, for CPUs, has one block a stage, half the width, and starts at half the resolution."""
     embedding_size: int = Field(default=512, ge=2)
     """Length of an embedding."""
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -1,0 +1,105 @@
+"""Quotas: exact at every batch boundary, never falling, the same however they are asked for."""
+
+import tracemalloc
+from fractions import Fraction
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.mixing import Quotas
+
+WEIGHTS = st.one_of(
+    st.lists(st.integers(1, 10**6), min_size=2, max_size=50),
+    st.lists(st.integers(1, 12), min_size=2, max_size=50),  # many deadlines coincide
+    st.lists(st.sampled_from([1, 10**9]), min_size=2, max_size=50),  # some are due once in a run
+)
+BATCH_SIZES = st.integers(1, 600)
+
+
+def shares_of(weights: list[int]) -> list[Fraction]:
+    return [Fraction(weight, sum(weights)) for weight in weights]
+
+
+def assert_exact(counts: tuple[int, ...], weights: list[int], slots: int) -> None:
+    total = sum(weights)
+    assert sum(counts) == slots
+    for count, weight in zip(counts, weights, strict=True):
+        assert abs(count * total - weight * slots) < total, f"{count} of {slots}, due {weight * slots / total}"
+
+
+@settings(deadline=None, max_examples=80)
+@given(WEIGHTS, BATCH_SIZES, st.integers(1, 60))
+def test_counts_stay_within_one_of_their_share_and_never_fall(
+    weights: list[int], batch_size: int, num_batches: int
+) -> None:
+    quotas = Quotas(shares_of(weights), batch_size)
+    counts = [quotas.before(batch) for batch in range(num_batches + 1)]
+    for batch, now in enumerate(counts):
+        assert_exact(now, weights, batch * batch_size)
+    for before, after in pairwise(counts):
+        assert all(a <= b for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("num_strata", [2, 7, 20, 50])
+def test_the_hardest_batch_size_stays_exact_over_thousands_of_slots(num_strata: int) -> None:
+    weights = [(31 * i * i + 17) % 997 + 1 for i in range(num_strata)]
+    quotas = Quotas(shares_of(weights), batch_size=1)
+    for slots in range(3000):
+        assert_exact(quotas.before(slots), weights, slots)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data(), st.lists(st.integers(1, 30), min_size=2, max_size=12), st.integers(1, 40))
+def test_any_order_of_asking_gives_the_same(data: st.DataObject, weights: list[int], batch_size: int) -> None:
+    shares = shares_of(weights)
+    in_sequence = Quotas(shares, batch_size)
+    expected = [in_sequence.before(batch) for batch in range(40)]
+    jumping = Quotas(shares, batch_size)
+    for batch in data.draw(st.lists(st.integers(0, 39), max_size=30)):
+        assert jumping.before(batch) == expected[batch]
+    last = data.draw(st.integers(0, 39))
+    assert Quotas(shares, batch_size).before(last) == expected[last]
+
+
+def test_asking_across_periods_equals_a_fresh_object() -> None:
+    shares = [Fraction(1, 3), Fraction(1, 7), Fraction(11, 21)]
+    quotas = Quotas(shares, batch_size=4)  # its counts are exactly due every 21 batches
+    for batch in range(100):
+        assert quotas.before(batch) == Quotas(shares, batch_size=4).before(batch)
+
+
+@pytest.mark.parametrize("batch", [10**6, 10**9 + 7, 10**15 + 3])
+def test_a_fresh_object_answers_for_a_far_batch(batch: int) -> None:
+    weights = [7, 5, 2, 86]
+    quotas = Quotas(shares_of(weights), batch_size=512)
+    before, after = quotas.before(batch), quotas.before(batch + 1)
+    assert_exact(before, weights, batch * 512)
+    assert_exact(after, weights, (batch + 1) * 512)
+    assert Quotas(shares_of(weights), batch_size=512).before(batch + 1) == after
+    assert all(a <= b for a, b in zip(before, after, strict=True))
+
+
+def test_going_on_keeps_nothing_but_the_last_answer() -> None:
+    quotas = Quotas(shares_of([3, 10**6, 77]), batch_size=64)
+    quotas.before(1)
+    tracemalloc.start()
+    for batch in range(2000):
+        quotas.before(batch)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 10_000
+
+
+def test_a_lone_stratum_fills_every_slot() -> None:
+    assert [Quotas([Fraction(1)], 128).before(batch) for batch in (0, 1, 10)] == [(0,), (128,), (1280,)]
+
+
+def test_nothing_is_taken_before_the_first_batch() -> None:
+    assert Quotas(shares_of([1, 2, 3]), 10).before(0) == (0, 0, 0)
+
+
+def test_each_batch_takes_round_shares_exactly() -> None:
+    quotas = Quotas([Fraction(1, 2), Fraction(1, 4), Fraction(1, 4)], batch_size=8)
+    assert [quotas.before(batch) for batch in range(3)] == [(0, 0, 0), (4, 2, 2), (8, 4, 4)]

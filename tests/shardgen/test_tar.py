@@ -1,0 +1,87 @@
+"""Our tar bytes are plain USTAR, and our index is the one DALI would make."""
+
+import io
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wds2idx import IndexCreator
+
+from shardgen.tar import END_OF_ARCHIVE, TarWriter, member_header
+
+Sample = list[tuple[str, bytes]]
+sizes = st.one_of(st.integers(0, 40), st.sampled_from([511, 512, 513, 1024, 3000]))
+samples_strategy = st.lists(st.tuples(sizes, sizes), max_size=6)
+
+
+def written(samples: list[Sample]) -> tuple[bytes, bytes, list[int]]:
+    """Return the tar, its index and the offset of every sample's first member."""
+    stream = io.BytesIO()
+    tar = TarWriter(stream)
+    offsets = [tar.add_sample(members) for members in samples]
+    index = tar.finish()
+    return stream.getvalue(), index, offsets
+
+
+def samples_of(member_sizes: list[tuple[int, int]]) -> list[Sample]:
+    return [
+        [(f"{key:08x}.jpg", b"\xff" * image), (f"{key:08x}.json", b"{" * text)]
+        for key, (image, text) in enumerate(member_sizes)
+    ]
+
+
+@settings(deadline=None)
+@given(member_sizes=samples_strategy)
+def test_tarfile_reads_what_was_written(member_sizes: list[tuple[int, int]]) -> None:
+    samples = samples_of(member_sizes)
+    content, _, offsets = written(samples)
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        members = tar.getmembers()
+        read = [(member.name, content[member.offset_data : member.offset_data + member.size]) for member in members]
+    assert read == [member for sample in samples for member in sample]
+    assert [member.offset_data for member in members[::2]] == offsets
+    assert all((member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o644) for member in members)
+    assert all(member.isreg() and not member.pax_headers for member in members)
+    assert content.endswith(END_OF_ARCHIVE)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 511, 512, 7000, 8**11 - 1])
+def test_a_header_is_the_one_that_tarfile_writes(size_bytes: int) -> None:
+    info = tarfile.TarInfo("000012ab.jpg")
+    info.size = size_bytes
+    assert member_header("000012ab.jpg", size_bytes) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar program")
+def test_the_tar_program_lists_every_member(tmp_path: Path) -> None:
+    samples = samples_of([(0, 1), (512, 3), (7000, 200)])
+    (tmp_path / "set.tar").write_bytes(written(samples)[0])
+    done = subprocess.run(["tar", "-tf", tmp_path / "set.tar"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [name for sample in samples for name, _ in sample]
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    "member_sizes", [[(5, 0)], [(512, 511), (0, 1), (7000, 130)], [(100 * i, i) for i in range(40)]]
+)
+def test_the_index_is_the_one_that_dali_makes(tmp_path: Path, member_sizes: list[tuple[int, int]]) -> None:
+    content, index, _ = written(samples_of(member_sizes))
+    (tmp_path / "set.tar").write_bytes(content)
+    with IndexCreator(str(tmp_path / "set.tar"), str(tmp_path / "dali.idx"), verbose=False) as creator:
+        creator.create_index()
+    assert index == (tmp_path / "dali.idx").read_bytes()
+
+
+def test_the_same_members_give_the_same_bytes() -> None:
+    samples = samples_of([(5, 7), (600, 20)])
+    assert written(samples) == written(samples)
+
+
+@pytest.mark.parametrize(("name", "size_bytes"), [("k" * 97 + ".jpg", 1), ("k.jpg", 8**11), ("é.jpg", 1)])
+def test_what_does_not_fit_a_header_is_refused(name: str, size_bytes: int) -> None:
+    with pytest.raises(ValueError, match=r"\.jpg|ascii"):
+        member_header(name, size_bytes)

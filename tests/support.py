@@ -1,0 +1,41 @@
+"""What tests share: one factory of small shard sets, and the command line as a user calls it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from shardgen.config import ShardConfig
+from shardgen.convert import convert
+from shardgen.procedural import draw_folder
+from shardgen.sources import open_folder
+from shardgen.tags import join_table, no_tags, read_table
+
+ROOT = Path(__file__).parent.parent
+
+
+def make_set(
+    out: Path,
+    identities: range = range(8),
+    images: int = 4,
+    *,
+    tagged: bool = True,
+    seed: int = 0,
+    **config: Any,
+) -> Path:
+    """Draw faces and convert them to a shard set, with the tag axis `group` unless told otherwise."""
+    raw = out.with_name(out.name + ".raw")
+    draw_folder(raw, seed, identities, range(images))
+    source, _ = open_folder(raw / "images")
+    tags = no_tags(len(source))
+    if tagged:
+        tags = join_table(read_table(raw / "identities.csv"), source.names(), source.identities, source.labels)
+    options: dict[str, Any] = {"name": out.name, "origin": "authentic"}
+    convert(source, tags, out, ShardConfig(**options | config))
+    return out
+
+
+def facemix(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
