@@ -115,7 +115,7 @@ def _convert(source: "Source", tags: "Tags", out: Path, name: str | None, as_jso
 
     from shardgen.config import ShardConfig
     from shardgen.convert import convert
-    from shardgen.manifest import REJECTED
+    from shardgen.summary import lines_of_conversion
 
     options["workers"] = options["workers"] or os.cpu_count() or 1
     try:
@@ -128,17 +128,7 @@ def _convert(source: "Source", tags: "Tags", out: Path, name: str | None, as_jso
     if as_json:
         _print_json(manifest.model_dump(mode="json", exclude={"identities", "shards"}) | {"out": str(out)})
         return
-    click.echo(
-        f"{out}: read {manifest.num_read} = written {manifest.num_samples} + rejected {manifest.num_rejected}; "
-        f"{manifest.num_identities} identities, {len(manifest.shards)} shards"
-    )
-    for reason, count in manifest.rejected_reasons.items():
-        click.echo(f"  rejected {count}: {reason} (see {out / REJECTED})")
-    for axis, values in manifest.counts.items():
-        unknown = f", {values['unknown']} samples unknown" if values.get("unknown") else ""
-        click.echo(
-            f"  {axis}: {sum(count > 0 for value, count in values.items() if value != 'unknown')} values{unknown}"
-        )
+    click.echo("\n".join(lines_of_conversion(manifest, out)))
 
 
 @cli.command()
@@ -176,14 +166,7 @@ def inspect(sets: Sequence[Path], sheet: Path | None, as_json: bool) -> None:
     if as_json:
         _print_json([asdict(one) for one in summaries])
         return
-    for one in summaries:
-        least, mean, most = one.images_per_identity
-        click.echo(f"{one.folder} ({one.origin}): {one.num_samples} samples, {one.num_identities} identities")
-        click.echo(f"  images per identity: {least} to {most}, {mean:.1f} on average; {one.num_rejected} rejected")
-        for title, counts in (("size", one.image_sizes), *one.counts.items()):
-            shown = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:12])
-            more = f", and {len(counts) - 12} more" if len(counts) > 12 else ""
-            click.echo(f"  {title}: {shown}{more}")
+    click.echo("\n".join(line for one in summaries for line in one.lines()))
 
 
 _RECIPE = _options(
@@ -201,30 +184,10 @@ def plan(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
     from train.loop import plan_of
 
     planned = plan_of(load_recipe(recipe, overrides))
-    per_epoch = planned.counts_before(planned.batches_per_epoch)
-    rows = [
-        {
-            "stratum": stratum.name,
-            "samples": len(stratum.members),
-            "share": float(stratum.share),
-            "per_batch": float(stratum.share * planned.batch_size),
-            "per_epoch": count,
-            "passes_per_epoch": count / len(stratum.members),
-        }
-        for stratum, count in zip(planned.strata, per_epoch, strict=True)
-    ]
     if as_json:
-        _print_json({"batch_size": planned.batch_size, "batches_per_epoch": planned.batches_per_epoch, "strata": rows})
+        _print_json(planned.to_json())
         return
-    click.echo(f"{'stratum':24} {'samples':>9} {'share':>7} {'a batch':>8} {'an epoch':>9} {'passes':>7}")
-    for row in rows:
-        click.echo(
-            f"{row['stratum']:24} {row['samples']:9} {row['share']:7.2%} {row['per_batch']:8.2f} "
-            f"{row['per_epoch']:9} {row['passes_per_epoch']:7.2f}"
-        )
-    for name, number in planned.left_out.items():
-        click.echo(f"{number} samples of {name} are unknown on its balance axis and take no part")
-    click.echo(f"an epoch is {planned.batches_per_epoch} batches of {planned.batch_size}")
+    click.echo("\n".join(planned.lines()))
 
 
 @cli.command()
@@ -285,21 +248,7 @@ def evaluate(
     if as_json:
         _print_json(result.to_json())
         return
-    for verified in result.verification:
-        score = verified.accuracy
-        click.echo(
-            f"{verified.name}: accuracy {score.mean:.4f} +- {score.std:.4f} over {score.num_pairs} pairs "
-            f"(EER {verified.equal_error_rate:.4f}; file {verified.sha256[:12]})"
-        )
-    if result.identification is not None:
-        found = result.identification
-        click.echo(
-            f"identification: rank 1 {found.rank_1:.4f}, rank 5 {found.rank_5:.4f} "
-            f"({found.num_probes} probes, {found.num_templates} enrolled, {found.num_probes_without_mate} without mate)"
-        )
-        for axis, over_groups in found.spreads.items():
-            click.echo(f"  by {axis}: verification {over_groups.mean:.4f}, STD over the groups {over_groups.std:.4f}")
-    click.echo(f"report: {page}")
+    click.echo("\n".join([*result.lines(), f"report: {page}"]))
 
 
 @cli.command()

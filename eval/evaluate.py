@@ -100,6 +100,24 @@ class Evaluation:
             "identification": asdict(self.identification) if self.identification else None,
         }
 
+    def lines(self) -> list[str]:
+        """Return the main figures for a person."""
+        lines = [
+            f"{one.name}: accuracy {one.accuracy.mean:.4f} +- {one.accuracy.std:.4f} over {one.accuracy.num_pairs} "
+            f"pairs (EER {one.equal_error_rate:.4f}; file {one.sha256[:12]})"
+            for one in self.verification
+        ]
+        if (found := self.identification) is not None:
+            lines.append(
+                f"identification: rank 1 {found.rank_1:.4f}, rank 5 {found.rank_5:.4f} ({found.num_probes} probes, "
+                f"{found.num_templates} enrolled, {found.num_probes_without_mate} without mate)"
+            )
+            lines += [
+                f"  by {axis}: verification {one.mean:.4f}, STD over the groups {one.std:.4f}"
+                for axis, one in found.spreads.items()
+            ]
+        return lines
+
 
 def evaluate(
     encoder: str,

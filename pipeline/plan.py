@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +78,42 @@ class Plan:
     def counts_before(self, batch: int) -> tuple[int, ...]:
         """Return how many samples each stratum gives to the batches before this one."""
         return self._quotas.before(batch)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what every stratum gives to a batch and an epoch."""
+        per_epoch = self.counts_before(self.batches_per_epoch)
+        return {
+            "batch_size": self.batch_size,
+            "batches_per_epoch": self.batches_per_epoch,
+            "left_out": self.left_out,
+            "strata": [
+                {
+                    "stratum": stratum.name,
+                    "samples": len(stratum.members),
+                    "share": float(stratum.share),
+                    "per_batch": float(stratum.share * self.batch_size),
+                    "per_epoch": count,
+                    "passes_per_epoch": count / len(stratum.members),
+                }
+                for stratum, count in zip(self.strata, per_epoch, strict=True)
+            ],
+        }
+
+    def lines(self) -> list[str]:
+        """Return the same for a person."""
+        return [
+            f"{'stratum':24} {'samples':>9} {'share':>7} {'a batch':>8} {'an epoch':>9} {'passes':>7}",
+            *(
+                f"{row['stratum']:24} {row['samples']:9} {row['share']:7.2%} {row['per_batch']:8.2f} "
+                f"{row['per_epoch']:9} {row['passes_per_epoch']:7.2f}"
+                for row in self.to_json()["strata"]
+            ),
+            *(
+                f"{number} samples of {name} are unknown on its balance axis and take no part"
+                for name, number in self.left_out.items()
+            ),
+            f"an epoch is {self.batches_per_epoch} batches of {self.batch_size}",
+        ]
 
     def batch(self, number: int) -> PlannedBatch:
         """Return global batch `number`, counted from 0 over all epochs."""

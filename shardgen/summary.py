@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from shardgen.images import Rgb, decode
-from shardgen.manifest import Manifest, read_manifest
+from shardgen.manifest import REJECTED, Manifest, read_manifest
+from shardgen.tags import UNKNOWN
 
 CELL = 112
 _LABEL_WIDTH = 220
@@ -34,6 +35,38 @@ class Summary:
     """"width x height" in pixels -> samples, most frequent first."""
     counts: Mapping[str, Mapping[str, int]]
     """Tag axis -> value -> samples, values without a sample left out."""
+
+    def lines(self) -> list[str]:
+        """Return what a person reads."""
+        least, mean, most = self.images_per_identity
+        rows = [("size", self.image_sizes), *self.counts.items()]
+        return [
+            f"{self.folder} ({self.origin}): {self.num_samples} samples, {self.num_identities} identities",
+            f"  images per identity: {least} to {most}, {mean:.1f} on average; {self.num_rejected} rejected",
+            *(f"  {title}: {_shortened(counts)}" for title, counts in rows),
+        ]
+
+
+def _shortened(counts: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:_MAX_VALUES])
+    return shown + (f", and {len(counts) - _MAX_VALUES} more" if len(counts) > _MAX_VALUES else "")
+
+
+def lines_of_conversion(manifest: Manifest, out: Path) -> list[str]:
+    """Return what a person reads when a conversion is done: nothing is lost, and what is not known."""
+    return [
+        f"{out}: read {manifest.num_read} = written {manifest.num_samples} + rejected {manifest.num_rejected}; "
+        f"{manifest.num_identities} identities, {len(manifest.shards)} shards",
+        *(
+            f"  rejected {count}: {reason} (see {out / REJECTED})"
+            for reason, count in manifest.rejected_reasons.items()
+        ),
+        *(
+            f"  {axis}: {len([value for value in values if value != UNKNOWN])} values, "
+            f"{manifest.counts[axis][UNKNOWN]} samples unknown"
+            for axis, values in manifest.axes.items()
+        ),
+    ]
 
 
 def summarise(folder: Path) -> Summary:

@@ -1,0 +1,65 @@
+"""What a run reports, and what a resumed run keeps of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from train.metrics import MetricsWriter, StepMetrics, read_metrics
+
+ONE = StepMetrics(
+    step=1, epoch=0.5, loss=3.25, lr=0.1, images_per_second=812.4, waiting_share=0.031, batch_crc32="0012abcd"
+)
+
+
+def write(run: Path, after_step: int, *steps: int, loss: float = 3.25) -> None:
+    run.mkdir(exist_ok=True)
+    writer = MetricsWriter(run, after_step)
+    for step in steps:
+        writer.write(replace(ONE, step=step, loss=loss))
+    writer.close()
+
+
+def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+    write(tmp_path, 0, 1, 2)
+    assert read_metrics(tmp_path) == [ONE, replace(ONE, step=2)]
+
+
+def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+
+
+def test_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
+    write(tmp_path, 0, 1, 2, 3, 4)
+    write(tmp_path, 2, 3, loss=1)
+    assert [(one.step, one.loss) for one in read_metrics(tmp_path)] == [(1, 3.25), (2, 3.25), (3, 1)]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30, -2])
+def test_a_last_line_cut_by_a_crash_is_survived(cut: int, tmp_path: Path) -> None:
+    write(tmp_path, 0, 1, 2, 3)
+    path = tmp_path / "metrics.jsonl"
+    *whole, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(whole) + last[:cut])
+    assert [one.step for one in read_metrics(tmp_path)] == [1, 2]
+    write(tmp_path, 2, 3)
+    assert [one.step for one in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_diverged_loss_is_reported_as_what_it_is(tmp_path: Path) -> None:
+    write(tmp_path, 0, 1, loss=float("nan"))
+    assert str(read_metrics(tmp_path)[0].loss) == "nan"
+
+
+def test_tensorboard_shows_the_same_curve(tmp_path: Path) -> None:
+    write(tmp_path, 0, 1, 2, 3, loss=5)
+    write(tmp_path, 2, 3, loss=1)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 5), (2, 5), (3, 1)]
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(7.2, "7 s"), (900, "15 min"), (36000, "10.0 h")])
+def test_the_step_line_says_how_far_how_fast_and_how_long(seconds: float, left: str) -> None:
+    line = ONE.line(40, seconds)
+    assert line == f"step 1/40  epoch 0.50  loss 3.250  lr 0.1000  812 img/s  waiting 3.1%  {left} left"
