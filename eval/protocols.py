@@ -48,7 +48,8 @@ def read_bin(name: str, path: Path) -> VerificationSet:
             f"{path} wants to call {error} while it is loaded; it is no verification set, delete it"
         ) from None
     except Exception as error:  # a damaged pickle can raise anything
-        raise DataError(f"{path} is no verification set (a pickle of images and answers): {error}") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is no verification set (a pickle of images and answers): {reason}") from None
     if len(images) != 2 * len(answers) or not len(answers) or answers.all() or not answers.any():
         raise DataError(
             f"{path}: {len(images)} images and {len(answers)} answers ({int(answers.sum())} same); "

@@ -30,7 +30,7 @@ def write_report(evaluation: Evaluation, out: Path) -> Path:
         evaluation=evaluation,
         roc_plot=_roc_plot(evaluation.scores) if evaluation.scores else None,
         histograms=[(one.name, _histogram(one)) for one in evaluation.scores],
-        bars=[(axis, _bars(groups)) for axis, groups in identification.groups.items() if groups]
+        bars=[(axis, _bars(groups)) for axis, groups in identification.groups.items() if len(groups) > 1]
         if identification
         else [],
     )
@@ -43,7 +43,7 @@ def _roc_plot(scores: Sequence[Scores]) -> str:
     axes = figure.subplots()
     for one in scores:
         curve = roc(one.distances, one.same)
-        axes.plot(curve.far, curve.tar, label=one.name, drawstyle="steps-post")
+        axes.plot(curve.far, curve.tar, label=_plain(one.name), drawstyle="steps-post")
     lowest = min(1 / (~one.same).sum() for one in scores)
     axes.set(xscale="log", xlim=(lowest, 1), ylim=(0, 1.01), xlabel="false accept rate", ylabel="true accept rate")
     axes.grid(alpha=0.3)
@@ -70,11 +70,16 @@ def _bars(groups: Sequence[GroupResult]) -> str:
     verified = [one.verification_accuracy or 0.0 for one in shown]
     axes.barh(places - 0.2, verified, 0.38, label="verification accuracy", color="#2166ac")
     axes.barh(places + 0.2, [one.rank_1 for one in shown], 0.38, label="rank 1", color="#92c5de")
-    axes.set_yticks(places, [f"{one.group} ({one.num_probes})" for one in shown])
+    axes.set_yticks(places, [f"{_plain(one.group)} ({one.num_probes})" for one in shown])
     axes.set(xlim=(0, 1))
     axes.invert_yaxis()
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     return _svg(figure)
+
+
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading a name between dollar signs as mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _svg(figure: Figure) -> str:

@@ -88,12 +88,12 @@ def tar_at_far(distances: Distances, same: Same, target_far: float) -> TarAtFar:
     Raises `DataError` when the target is below what this number of impostors can show.
     """
     impostors = np.sort(distances[~same])
-    if target_far * len(impostors) < 1:
+    allowed = int(round(target_far * len(impostors), 9))  # 1/49 of 49 is 1, not 0.999...
+    if not allowed:
         raise DataError(
             f"FAR {target_far:g} cannot be measured with {len(impostors)} impostor pairs; "
-            f"it needs at least {ceil(1 / target_far)}"
+            f"it needs at least {ceil(round(1 / target_far, 9))}"
         )
-    allowed = int(target_far * len(impostors) + 1e-9)  # 0.1 * 300 is 30, not 29.999
     threshold = float(impostors[allowed]) if allowed < len(impostors) else np.inf
     return TarAtFar(
         target_far=target_far,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from shardgen.errors import DataError
-from shardgen.manifest import MANIFEST, Manifest, read_manifest
+from shardgen.manifest import MANIFEST, Manifest, ShardInfo, read_manifest
 from shardgen.tags import UNKNOWN
 
 ORIGIN = "origin"
@@ -106,34 +106,32 @@ def _read_set(
 
     Tag codes are those of `axes`; the images' sizes are added to `sizes`.
     """
-    pieces: list[Columns] = []
-    for number, shard in enumerate(manifest.shards):
-        tar, table_path = folder / f"{shard.name}.tar", folder / f"{shard.name}.parquet"
-        for path, suffix in ((tar, ".tar"), (table_path, ".parquet")):
-            if not path.exists() or path.stat().st_size != shard.files[suffix].bytes:
-                raise DataError(
-                    f"{path} is missing or not {shard.files[suffix].bytes} bytes; see `facemix verify {folder}`"
-                )
-        table = pq.read_table(table_path, columns=["offset", "size", "identity", "width", "height", *manifest.axes])
-        piece = {column: table[column].to_numpy() for column in table.column_names}
-        sizes |= set(map(tuple, np.unique(np.stack([piece.pop("width"), piece.pop("height")]), axis=1).T.tolist()))
-        piece["shard"] = np.full(len(table), number, np.int32)
-        pieces.append(piece)
-    read = {column: np.concatenate([piece.pop(column) for piece in pieces]) for column in list(pieces[0])}
-    used, labels = np.unique(read["identity"], return_inverse=True)
-    columns = {
-        "shard": read["shard"],
-        "offset": read["offset"],
-        "size": read["size"],
-        "label": labels.astype(np.int32),
-    }
+    pieces = [_read_shard(folder, shard, list(manifest.axes)) for shard in manifest.shards]
+    for number, piece in enumerate(pieces):
+        piece["shard"] = np.full(len(piece["offset"]), number, np.int32)
+        shapes = np.stack([piece.pop("width"), piece.pop("height")], axis=1)
+        sizes |= {(width, height) for width, height in np.unique(shapes, axis=0).tolist()}
+    columns = {column: np.concatenate([piece.pop(column) for piece in pieces]) for column in list(pieces[0])}
+    used, labels = np.unique(columns.pop("identity"), return_inverse=True)
+    columns["label"] = labels.astype(np.int32)
     for axis, values in axes.items():
         if axis == ORIGIN:
-            codes = np.full(len(labels), values.index(manifest.origin), np.int16)
+            columns[f"tag:{axis}"] = np.full(len(labels), values.index(manifest.origin), np.int16)
         elif axis in manifest.axes:
             recode = np.array([values.index(value) for value in manifest.axes[axis]], np.int16)
-            codes = recode[read[axis]]
+            columns[f"tag:{axis}"] = recode[columns[f"tag:{axis}"]]
         else:
-            codes = np.zeros(len(labels), np.int16)
-        columns[f"tag:{axis}"] = codes
+            columns[f"tag:{axis}"] = np.zeros(len(labels), np.int16)
     return columns, used.tolist()
+
+
+def _read_shard(folder: Path, shard: ShardInfo, axes: Sequence[str]) -> Columns:
+    """Return the columns of a shard's table; tags as `tag:<axis>`, since an axis may have any name."""
+    for suffix in (".tar", ".parquet"):
+        path, num_bytes = folder / f"{shard.name}{suffix}", shard.files[suffix].bytes
+        if not path.exists() or path.stat().st_size != num_bytes:
+            raise DataError(f"{path} is missing or not {num_bytes} bytes; see `facemix verify {folder}`")
+    fixed = ("offset", "size", "identity", "width", "height")
+    table = pq.read_table(folder / f"{shard.name}.parquet", columns=[*fixed, *axes])
+    columns = {column: table[column].to_numpy() for column in fixed}
+    return columns | {f"tag:{axis}": table[axis].to_numpy() for axis in axes}

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class Plan:
         }
         """What a saved position depends on, each by the name a person knows it by."""
         self._quotas = Quotas([stratum.share for stratum in self.strata], batch_size)
-        self.batches_per_epoch = max(1, _epoch_samples(self.strata, mix) // batch_size)
+        self.batches_per_epoch = _batches_per_epoch(self.strata, mix, batch_size)
 
     def counts_before(self, batch: int) -> tuple[int, ...]:
         """Return how many samples each stratum gives to the batches before this one."""
@@ -161,11 +162,10 @@ def _left_out(mix: MixConfig, catalog: Catalog, strata: Sequence[Stratum]) -> di
     return {name: number for name, number in without.items() if number}
 
 
-def _epoch_samples(strata: Sequence[Stratum], mix: MixConfig) -> int:
-    """Return after how many samples an epoch ends."""
-    if isinstance(mix.epoch, int):
-        return mix.epoch
-    if mix.epoch == "total":
-        return sum(len(stratum.members) for stratum in strata)
-    needed = [int(len(stratum.members) / stratum.share) for stratum in strata]
-    return max(needed) if mix.epoch == "longest" else min(needed)
+def _batches_per_epoch(strata: Sequence[Stratum], mix: MixConfig, batch_size: int) -> int:
+    """Return after how many whole batches an epoch ends, at least one."""
+    if mix.epoch in ("longest", "shortest"):
+        whole = [ceil(len(stratum.members) / (stratum.share * batch_size)) for stratum in strata]
+        return max(whole) if mix.epoch == "longest" else min(whole)
+    samples = mix.epoch if isinstance(mix.epoch, int) else sum(len(stratum.members) for stratum in strata)
+    return max(1, samples // batch_size)

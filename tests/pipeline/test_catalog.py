@@ -16,7 +16,7 @@ from shardgen.convert import convert
 from shardgen.errors import DataError, UsageError
 from shardgen.procedural import draw_folder
 from shardgen.sources import open_folder
-from shardgen.tags import join_table, read_table
+from shardgen.tags import join_table, no_tags, read_table
 from tests.support import make_set
 
 
@@ -123,8 +123,8 @@ def test_one_folder_under_two_names_is_two_sets(folders: dict[str, Path]) -> Non
 
 
 def test_a_sample_costs_20_bytes_and_2_for_each_axis(catalog: Catalog) -> None:
-    columns = [catalog.shard, catalog.offset, catalog.size, catalog.label]
-    assert sum(column.nbytes for column in columns) == 20 * len(catalog)
+    columns = catalog.shard.nbytes + catalog.offset.nbytes + catalog.size.nbytes + catalog.label.nbytes
+    assert columns == 20 * len(catalog)
     assert [column.nbytes for column in catalog.tags.values()] == [2 * len(catalog)] * 4
 
 
@@ -133,19 +133,13 @@ def test_image_sizes_are_known_without_an_image(small_set: Path, real_faces: Pat
     for path in sorted((real_faces / "utkface" / "images").iterdir())[:3]:
         (tmp_path / "faces" / path.name).symlink_to(path)
     source, _ = open_folder(tmp_path / "faces")
-    tags = join_table(_no_table(tmp_path), source.names(), source.identities, source.labels)
-    convert(source, tags, tmp_path / "set", ShardConfig(name="real", origin="authentic"))
+    convert(source, no_tags(len(source)), tmp_path / "set", ShardConfig(name="real", origin="authentic"))
     catalog = open_catalog({"small": small_set, "large": tmp_path / "set"})
     assert catalog.image_sizes == {(112, 112), (200, 200)}
     assert open_catalog({"small": small_set}).image_sizes == {(112, 112)}
 
 
-def _no_table(folder: Path) -> Any:
-    (folder / "none.csv").write_text("identity\n")
-    return read_table(folder / "none.csv")
-
-
-@pytest.mark.parametrize("axis", ["shard", "label", "tags", "number", "piece"])
+@pytest.mark.parametrize("axis", ["shard", "label", "tags", "set"])
 def test_an_axis_may_have_any_name_that_conversion_takes(axis: str, tmp_path: Path) -> None:
     folder = tagged_set(tmp_path / "set", f"identity,{axis}\n00000,a\n00001,b\n00002,c\n")
     catalog = open_catalog({"set": folder})

@@ -1,5 +1,6 @@
 """The hashes that all randomness is made of."""
 
+import os
 import subprocess
 import sys
 
@@ -47,9 +48,7 @@ def test_a_key_is_the_same_in_every_process() -> None:
     code = "from pipeline.hashing import derive_key; print(derive_key(7, 'order', 'real/north'))"
     command = [sys.executable, "-c", code]
     runs = [
-        subprocess.run(
-            command, cwd=ROOT, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
-        ).stdout
+        subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True)
         for seed in ("1", "2")
     ]
-    assert [int(run) for run in runs] == [derive_key(7, "order", "real/north")] * 2
+    assert [int(run.stdout) for run in runs] == [derive_key(7, "order", "real/north")] * 2

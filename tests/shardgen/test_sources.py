@@ -27,7 +27,7 @@ def write_records(folder: Path, records: Sequence[tuple[int, bytes]]) -> Path:
 
 
 def write_layout(folder: Path, header: str) -> Path:
-    """Write InsightFace's layout with record 0 `first`, `last` or in the `middle`.
+    """Write InsightFace's layout with record 0 `first`, `last` or in the `middle`, or the images alone (`none`).
 
     The middle, between the images and the identity records, is where InsightFace's own face2rec2.py puts it.
     """
@@ -36,7 +36,12 @@ def write_layout(folder: Path, header: str) -> Path:
         (key, pack(first_end, key, b"")) for key, first_end in zip((7, 8, 9), ((1, 3), (3, 4), (4, 7)), strict=True)
     ]
     zero = [(0, pack((7, 10), 0, b""))]
-    order = {"first": [zero, images, ranges], "middle": [images, zero, ranges], "last": [images, ranges, zero]}
+    order = {
+        "first": [zero, images, ranges],
+        "middle": [images, zero, ranges],
+        "last": [images, ranges, zero],
+        "none": [images],
+    }
     return write_records(folder, [record for part in order[header] for record in part])
 
 
@@ -50,12 +55,13 @@ LAYOUT = list(zip("123456", "001222", FLAT, strict=True))
 
 
 @pytest.mark.parametrize("indexed", [True, False])
-@pytest.mark.parametrize("header", ["first", "middle", "last"])
+@pytest.mark.parametrize("header", ["first", "middle", "last", "none"])
 def test_only_images_count_wherever_the_header_is(tmp_path: Path, header: str, indexed: bool) -> None:
     path = write_layout(tmp_path, header)
     if not indexed:
         path.with_suffix(".idx").unlink()
-    assert contents(open_recordio(path)) == LAYOUT
+    first_key = 0 if header == "none" and not indexed else 1
+    assert contents(open_recordio(path)) == [(str(key), *rest) for key, (_, *rest) in enumerate(LAYOUT, first_key)]
 
 
 def test_the_order_of_the_index_does_not_matter(tmp_path: Path) -> None:
@@ -126,7 +132,7 @@ def test_a_file_cut_at_any_byte_is_refused(tmp_path: Path, indexed: bool) -> Non
 
 
 def test_a_file_without_header_cut_inside_a_record_is_refused(tmp_path: Path) -> None:
-    path = write_records(tmp_path, [(key, pack([key], key, image)) for key, image in enumerate(FLAT)])
+    path = write_layout(tmp_path, "none")
     written, starts = path.read_bytes(), [line.split()[1] for line in path.with_suffix(".idx").read_text().splitlines()]
     path.with_suffix(".idx").unlink()
     # A cut between two records leaves a whole, shorter file; padding that lacks costs no byte of an image.
@@ -134,8 +140,9 @@ def test_a_file_without_header_cut_inside_a_record_is_refused(tmp_path: Path) ->
     assert set(lengths_that_open(path, written)) <= between | {len(written) - padding for padding in (1, 2, 3)}
 
 
-def test_an_index_cut_at_any_byte_is_refused(tmp_path: Path) -> None:
-    index = write_layout(tmp_path, "middle").with_suffix(".idx")
+@pytest.mark.parametrize("header", ["first", "middle", "last", "none"])
+def test_an_index_cut_at_any_byte_is_refused(tmp_path: Path, header: str) -> None:
+    index = write_layout(tmp_path, header).with_suffix(".idx")
     written = index.read_bytes()
     assert lengths_that_open(index, written) == [len(written) - 1]  # lacks just the last line's end
 
@@ -150,7 +157,7 @@ DAMAGE: dict[str, Edit] = {
     "an offset before all files": lambda lines: [*lines[:-1], f"0\t{-(2**40)}"],
     "a key twice": lambda lines: [*lines, lines[0]],
     "a record under two keys": lambda lines: [lines[0], lines[1].partition("\t")[0] + "\t0", *lines[2:]],
-    "a line less": lambda lines: lines[1:],
+    "a line less": lambda lines: lines[:-1],
     "a line more": lambda lines: [*lines, "77\t0"],
     "text": lambda lines: ["<html>", "not found"],
     "nothing": lambda lines: [],
@@ -158,14 +165,24 @@ DAMAGE: dict[str, Edit] = {
 }
 
 
+@pytest.mark.parametrize("header", ["last", "none"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_index_is_refused(tmp_path: Path, damage: str) -> None:
-    path = write_layout(tmp_path, "last")
+def test_a_damaged_index_is_refused(tmp_path: Path, damage: str, header: str) -> None:
+    path = write_layout(tmp_path, header)
     assert path.read_bytes()[84:88] == MAGIC_BYTES  # where the second record's second part starts
     index = path.with_suffix(".idx")
     index.write_text("".join(f"{line}\n" for line in DAMAGE[damage](index.read_text().splitlines())))
     with pytest.raises(DataError, match=r"train\.(rec|idx)"):
         open_recordio(path)
+
+
+@pytest.mark.parametrize("line", range(10))
+def test_an_index_with_fewer_lines_than_the_header_counts_is_refused(tmp_path: Path, line: int) -> None:
+    index = write_layout(tmp_path, "last").with_suffix(".idx")
+    lines = index.read_text().splitlines()
+    index.write_text("\n".join(lines[:line] + lines[line + 1 :]))
+    with pytest.raises(DataError, match=r"train\.(rec|idx)"):
+        open_recordio(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no records at all", b"\x0a\x23"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardgen.errors import DataError, UsageError
@@ -54,6 +54,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert (loaded["step"], loaded["names"], loaded["nested"]) == (7, STATE["names"], STATE["nested"])
 
 
+@settings(deadline=None, max_examples=15)
 @given(steps=st.sets(st.integers(0, 10**6), min_size=1, max_size=6), keep=st.integers(1, 4))
 def test_the_newest_are_kept(steps: set[int], keep: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     run = tmp_path_factory.mktemp("run")
@@ -113,6 +114,7 @@ def test_a_file_that_would_run_code_is_refused_before_it_does(function: str, as_
     assert not sentinel.exists()
 
 
+@settings(deadline=None, max_examples=40)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_file_is_refused(share: float, content: bytes, file: Path) -> None:
     file.write_bytes(content[: int(share * len(content))])
@@ -132,6 +134,7 @@ def test_a_file_of_something_else_is_refused(text: bytes, file: Path) -> None:
     refused(file)
 
 
+@settings(deadline=None, max_examples=60)
 @given(noise=st.binary(max_size=100))
 def test_noise_is_refused(noise: bytes, file: Path) -> None:
     file.write_bytes(noise)

@@ -1,7 +1,7 @@
 """The learning rate over a run."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.config import ScheduleConfig
@@ -38,6 +38,7 @@ def test_a_polynomial_ends_near_zero() -> None:
     assert 0 < lr_factor(POLYNOMIAL, 20 - 1 / 1000, 20) < 1e-7
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     config=st.builds(
         ScheduleConfig,

@@ -1,0 +1,90 @@
+"""Faces to unit embeddings, in order, with their mirror images."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch.nn import functional
+
+from eval.embed import embed_images, embed_set
+from pipeline.catalog import open_catalog
+from pipeline.config import LoaderConfig
+from pipeline.loader import decode_images, load_in_order
+from shardgen.procedural import draw_face, encode
+
+CPU = torch.device("cpu")
+
+
+def looking_left(images: torch.Tensor) -> torch.Tensor:
+    """Embeds without symmetry: `[batch, 3, size, size]` to `[batch, 24]`, the left third's mean colours."""
+    return functional.adaptive_avg_pool2d(images[..., : images.shape[-1] // 3], (4, 2)).flatten(1).exp()
+
+
+def expected(images: torch.Tensor) -> npt.NDArray[np.float32]:
+    total = (looking_left(images) + looking_left(images.flip(-1))).numpy()
+    result: npt.NDArray[np.float32] = total / np.linalg.norm(total, axis=1, keepdims=True)
+    return result
+
+
+@pytest.fixture(scope="module")
+def faces() -> list[npt.NDArray[np.uint8]]:
+    return [np.frombuffer(encode(draw_face(0, identity, 0)), np.uint8) for identity in range(7)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_an_embedding_is_the_normalised_sum_of_face_and_mirror_image_in_the_given_order(
+    batch_size: int, faces: list[npt.NDArray[np.uint8]]
+) -> None:
+    loader = LoaderConfig(batch_size=batch_size, image_size=112)
+    found = embed_images(looking_left, faces, loader, CPU)
+    decoded = [cv2.cvtColor(cv2.imdecode(face, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for face in faces]
+    images = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2) / 127.5 - 1
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected(images), atol=5e-3)  # decoders round differently
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
+    nearest = (found @ expected(images).T).argmax(1)
+    assert nearest.tolist() == list(range(len(faces)))
+
+
+def test_a_face_and_its_mirror_image_embed_alike() -> None:
+    face = draw_face(0, 3, 0)
+    both = [np.frombuffer(cv2.imencode(".png", one)[1].tobytes(), np.uint8) for one in (face, face[:, ::-1])]
+    first, second = embed_images(looking_left, both, LoaderConfig(batch_size=2), CPU)
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_images_of_another_size_are_brought_to_the_encoders(faces: list[npt.NDArray[np.uint8]]) -> None:
+    loader = LoaderConfig(batch_size=4, image_size=32)
+    seen: list[torch.Size] = []
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images.shape[1:])
+        return looking_left(images)
+
+    found = embed_images(embed, faces, loader, CPU)
+    assert set(seen) == {(3, 32, 32)}
+    np.testing.assert_allclose(found, expected(torch.cat(list(decode_images(faces, loader, CPU)))), rtol=1e-4)
+
+
+def test_a_set_is_embedded_in_the_order_of_its_catalog(small_set: Path) -> None:
+    loader = LoaderConfig(batch_size=5, image_size=48)
+    catalog = open_catalog({"small": small_set})
+    found = embed_set(looking_left, catalog, loader, CPU)
+    backwards = np.arange(len(catalog))[::-1].copy()
+    batches = list(load_in_order(catalog, backwards, loader, CPU))
+    assert torch.cat([batch.sample_ids for batch in batches]).tolist() == backwards.tolist()
+    np.testing.assert_allclose(found[::-1], expected(torch.cat([batch.images for batch in batches])), rtol=1e-4)
+
+
+def test_embedding_keeps_no_gradients_and_returns_float32_whatever_the_encoder(
+    faces: list[npt.NDArray[np.uint8]],
+) -> None:
+    weight = torch.ones(24, requires_grad=True)
+    found = embed_images(
+        lambda images: (looking_left(images) * weight).bfloat16(), faces, LoaderConfig(batch_size=7), CPU
+    )
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)

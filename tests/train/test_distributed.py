@@ -1,0 +1,168 @@
+"""Two processes train what one would, on the same batches."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from pipeline.loader import FaceLoader
+from tests.support import ROOT, make_set
+from train import checkpoint
+from train.backbones import make_encoder
+from train.config import Recipe
+from train.distributed import World, replicate, this_world
+from train.heads import MarginHead
+from train.loop import Recogniser, plan_of, train
+from train.metrics import read_metrics
+
+CPU = torch.device("cpu")
+NUM_STEPS = 3
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The work is tiny: on a busy machine threads would wait for each other a hundred times longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("sets")
+    sets = {
+        "photos": {"path": str(make_set(folder / "photos", range(4), 4)), "share": 0.5},
+        "renders": {"path": str(make_set(folder / "renders", range(4, 8), 4, origin="synthetic")), "share": 0.5},
+    }
+    return Recipe.model_validate(
+        {
+            "name": "two",
+            "run": str(folder / "run"),
+            "mix": {"sets": sets},
+            "loader": {"batch_size": 8, "image_size": 32, "device": "cpu", "threads": 1},
+            "encoder": {"backbone": "iresnet_mini", "embedding_size": 16},
+            "optimizer": {"lr": 0.02, "clip_norm": 0.5},
+            "training": {"epochs": 1000, "precision": "fp32", "log_every": 1, "checkpoint_every": 100_000},
+        }
+    )
+
+
+def in_folder(recipe: Recipe, run: Path) -> tuple[Recipe, Path]:
+    """The recipe with a run folder of its own, and the file it is in."""
+    moved = recipe.model_copy(update={"run": run})
+    path = run.with_name(f"{run.name}.yaml")
+    path.write_text(yaml.safe_dump(moved.model_dump(mode="json")))
+    return moved, path
+
+
+def restated(recipe: Recipe, start: checkpoint.State, num_steps: int) -> nn.Module:
+    """The definition: the mean of both halves' gradients, batch norm over a half, its record that of rank 0."""
+    plan = plan_of(recipe)
+    model = Recogniser(make_encoder(recipe.encoder, 32), MarginHead(recipe.head, 16, len(plan.catalog.identities)))
+    model.encoder.load_state_dict(start["encoder"])
+    model.head.load_state_dict(start["head"])
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=recipe.optimizer.lr,
+        momentum=recipe.optimizer.momentum,
+        weight_decay=recipe.optimizer.weight_decay,
+    )
+    halves = [FaceLoader(plan, recipe.augment, recipe.loader, CPU, rank, 2) for rank in range(2)]
+    for step in range(num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.optimizer.lr * (1 - step / (1000 * plan.batches_per_epoch)) ** 2
+        record = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        optimizer.zero_grad()
+        for half in reversed(halves):
+            model.load_state_dict(record, strict=False)
+            batch = next(half)
+            (model(batch.images, batch.labels) / 2).backward()
+        nn.utils.clip_grad_norm_(model.encoder.parameters(), recipe.optimizer.clip_norm)
+        optimizer.step()
+    return model
+
+
+def test_two_processes_do_what_data_parallelism_means(recipe: Recipe, tmp_path: Path) -> None:
+    start, _ = in_folder(recipe, tmp_path / "start")
+    train(start, stop_at=0)
+    two, path = in_folder(recipe, tmp_path / "two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, ROOT / "cli.py", "train", path, "--stop-at", str(NUM_STEPS)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+    expected = restated(recipe, checkpoint.load(checkpoint.find(tmp_path / "start")), NUM_STEPS)
+    state = checkpoint.load(checkpoint.find(tmp_path / "two"))
+    assert state["step"] == NUM_STEPS
+    weights = {f"{part}.{name}": value for part in ("encoder", "head") for name, value in state[part].items()}
+    torch.testing.assert_close(weights, dict(expected.state_dict()), rtol=1e-3, atol=1e-4)
+
+    plan = plan_of(recipe)
+    halves = [plan.batch(step).sample_ids[:4] for step in range(NUM_STEPS)]
+    assert [one.batch_crc32 for one in read_metrics(tmp_path / "two")] == [
+        f"{zlib.crc32(half.tobytes()):08x}" for half in halves
+    ]
+
+    # What two began, one can finish: the next global batch is the next of the plan.
+    assert train(two, resume=True, stop_at=NUM_STEPS + 1).step == NUM_STEPS + 1
+    following = plan.batch(NUM_STEPS).sample_ids
+    assert read_metrics(tmp_path / "two")[-1].batch_crc32 == f"{zlib.crc32(following.tobytes()):08x}"
+
+
+def test_a_signal_to_one_process_stops_and_saves_the_run(recipe: Recipe, tmp_path: Path) -> None:
+    _, path = in_folder(recipe, tmp_path / "run")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "cli.py", "train", path],
+            env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        while all(one.poll() is None for one in processes) and not read_metrics(tmp_path / "run"):
+            time.sleep(0.01)
+        processes[1].terminate()
+        errors = [one.communicate(timeout=120)[1] for one in processes]
+    finally:
+        for one in processes:
+            one.kill()
+    assert [one.returncode for one in processes] == [130, 130], errors
+    last = read_metrics(tmp_path / "run")[-1].step
+    assert checkpoint.load(checkpoint.find(tmp_path / "run"))["step"] == last
+
+
+def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert this_world() == World(0, 1, 0)
+    module = nn.Linear(2, 2)
+    assert replicate(module, this_world(), CPU) is module
+
+
+def test_a_launcher_says_which_process_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "9"), ("WORLD_SIZE", "16"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert this_world() == World(9, 16, 1)

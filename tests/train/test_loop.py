@@ -1,0 +1,316 @@
+"""A run is a folder, and whatever stops it, it goes on as if nothing had."""
+
+import json
+import logging
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from shardgen.errors import UsageError
+from tests.support import ROOT, make_set
+from train import checkpoint
+from train.config import Recipe, load_recipe
+from train.loop import RunResult, autocast_dtype, train
+from train.metrics import StepMetrics, read_metrics
+from train.schedule import lr_factor
+
+NUM_STEPS = 6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The work is tiny: on a busy machine threads would wait for each other a hundred times longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+def copy_of(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with dotted keys changed, `__` for the dot."""
+    fields = recipe.model_dump(mode="json")
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        inner = fields
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = value
+    return Recipe.model_validate(fields)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Six steps of 8 small faces; dropout and flips, so that every random state counts."""
+    folder = tmp_path_factory.mktemp("sets")
+    make_set(folder / "photos", range(6), 4)
+    make_set(folder / "renders", range(6, 12), 4, origin="synthetic")
+    sets = {
+        "photos": {"path": str(folder / "photos"), "share": "1/3"},
+        "renders": {"path": str(folder / "renders"), "share": "2/3", "balance": "group"},
+    }
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "run": str(folder / "run"),
+            "mix": {"sets": sets, "epoch": 24},
+            "loader": {"batch_size": 8, "image_size": 32, "device": "cpu", "threads": 1},
+            "encoder": {"backbone": "iresnet_mini", "embedding_size": 16, "dropout": 0.2},
+            "optimizer": {"lr": 0.05},
+            "schedule": {"warmup_epochs": 0.5},
+            "training": {"epochs": 2, "precision": "fp32", "log_every": 1},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(recipe: Recipe) -> Path:
+    train(recipe)
+    return recipe.run_folder
+
+
+def final_state(run: Path) -> checkpoint.State:
+    return checkpoint.load(checkpoint.find(run))
+
+
+def columns(run: Path) -> list[tuple[int, float, float, str]]:
+    return [(one.step, one.loss, one.lr, one.batch_crc32) for one in read_metrics(run)]
+
+
+def assert_same_weights(run: Path, other: Path) -> None:
+    ours, theirs = final_state(run), final_state(other)
+    assert ours["step"] == theirs["step"]
+    assert ours["loader"] == theirs["loader"]
+    assert torch.equal(ours["random"], theirs["random"])
+    assert ours["optimizer"]["param_groups"] == theirs["optimizer"]["param_groups"]
+    momenta = [[one["momentum_buffer"] for one in of["optimizer"]["state"].values()] for of in (ours, theirs)]
+    torch.testing.assert_close(*momenta, rtol=0, atol=0)
+    for part in ("encoder", "head"):
+        torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Bit for bit: weights, momenta, random state, position, and what was reported."""
+    assert_same_weights(run, other)
+    assert columns(run) == columns(other)
+
+
+def test_two_runs_of_one_recipe_are_equal(recipe: Recipe, uninterrupted: Path, tmp_path: Path) -> None:
+    assert train(copy_of(recipe, run=str(tmp_path))) == RunResult(tmp_path, NUM_STEPS, NUM_STEPS)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("stops", [(0,), (1,), (5,), (2, 2, 4)], ids=str)
+def test_a_run_stopped_at_any_step_ends_as_an_uninterrupted_one(
+    stops: tuple[int, ...], recipe: Recipe, uninterrupted: Path, tmp_path: Path
+) -> None:
+    mine = copy_of(recipe, run=str(tmp_path))
+    for number, stop in enumerate(stops):
+        assert train(mine, resume=number > 0, stop_at=stop) == RunResult(tmp_path, stop, NUM_STEPS)
+    assert train(mine, resume=True).finished
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_crash_after_a_checkpoint_repeats_the_steps_since(
+    recipe: Recipe, uninterrupted: Path, tmp_path: Path
+) -> None:
+    mine = copy_of(recipe, run=str(tmp_path), training__checkpoint_every=2, training__keep_checkpoints=9)
+    train(mine)
+    *_, earlier, last = checkpoint.all_in(tmp_path / "checkpoints")
+    assert [earlier.name, last.name] == ["step-00000004.pt", "step-00000006.pt"]
+    last.unlink()
+    (last.with_suffix(".part")).write_bytes(b"cut by a crash")
+    train(mine, resume=True)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+class _InterruptAt(logging.Handler):
+    """Ctrl-C while a step line is being printed."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.start = f"step {step}/"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith(self.start):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_saves_and_stops_after_the_step(recipe: Recipe, uninterrupted: Path, tmp_path: Path) -> None:
+    mine = copy_of(recipe, run=str(tmp_path))
+    before = signal.getsignal(signal.SIGINT)
+    log, handler = logging.getLogger("facemix.train"), _InterruptAt(2)
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        stopped = train(mine)
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    assert (stopped.step, stopped.finished) == (2, False)
+    assert signal.getsignal(signal.SIGINT) is before
+    train(mine, resume=True)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)], ids=["SIGTERM", "SIGKILL"]
+)
+def test_a_process_that_is_told_to_end_or_killed_resumes_to_the_same_weights(
+    number: signal.Signals, exit_code: int, recipe: Recipe, tmp_path: Path
+) -> None:
+    # Far too many epochs, so that the signal always comes in time; only a few steps are ever taken.
+    long = copy_of(recipe, run=str(tmp_path / "run"), training__epochs=10_000, training__checkpoint_every=2)
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(long.model_dump(mode="json")))
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "cli.py", "train", tmp_path / "long.yaml"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not checkpoint.all_in(tmp_path / "run" / "checkpoints"):
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == exit_code, err
+    reached = final_state(tmp_path / "run")["step"]
+    if number == signal.SIGTERM:
+        assert f"stopped at step {reached} of" in out
+        assert columns(tmp_path / "run")[-1][0] == reached
+    result = train(long, resume=True, stop_at=reached + 3)
+    assert (result.step, result.finished) == (reached + 3, False)
+    straight = copy_of(long, run=str(tmp_path / "straight"))
+    train(straight, stop_at=reached + 3)
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
+
+
+def test_a_second_start_does_not_touch_a_run(recipe: Recipe, uninterrupted: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    with pytest.raises(UsageError, match="already holds a run") as refused:
+        train(recipe)
+    assert "--resume" in str(refused.value)
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
+
+
+def test_resuming_what_has_not_begun_starts_it(recipe: Recipe, uninterrupted: Path, tmp_path: Path) -> None:
+    train(copy_of(recipe, run=str(tmp_path)), resume=True)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_resuming_a_finished_run_changes_nothing(recipe: Recipe, tmp_path: Path, uninterrupted: Path) -> None:
+    mine = copy_of(recipe, run=str(tmp_path))
+    train(mine)
+    assert train(mine, resume=True).finished
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 1),
+        ("optimizer__lr", 0.2),
+        ("loader__batch_size", 4),
+        ("mix__sets__photos__share", "1/2"),
+        ("augment__flip", 0.25),
+        ("training__epochs", 3),
+        ("training__precision", "bf16"),
+        ("encoder__embedding_size", 32),
+    ],
+)
+def test_resuming_with_another_recipe_is_refused(key: str, value: object, recipe: Recipe, uninterrupted: Path) -> None:
+    changes: dict[str, Any] = {key: value}
+    if "share" in key:
+        changes["mix__sets__renders__share"] = value
+    with pytest.raises(UsageError, match="cannot resume") as refused:
+        train(copy_of(recipe, **changes), resume=True)
+    assert f" {key.replace('__', '.')} was " in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_threads_and_what_is_reported_may_change_on_resume(recipe: Recipe, uninterrupted: Path, tmp_path: Path) -> None:
+    mine = copy_of(recipe, run=str(tmp_path))
+    train(mine, stop_at=3)
+    other = copy_of(
+        mine,
+        loader__threads=2,
+        loader__prefetch=1,
+        training__log_every=2,
+        training__checkpoint_every=1,
+        training__keep_checkpoints=3,
+    )
+    train(other, resume=True)
+    assert_same_weights(tmp_path, uninterrupted)
+    of_uninterrupted = {line[0]: line for line in columns(uninterrupted)}
+    assert columns(tmp_path) == [of_uninterrupted[step] for step in (1, 2, 3, 4, 6)]
+    assert [path.stem for path in checkpoint.all_in(tmp_path / "checkpoints")] == [
+        f"step-{step:08d}" for step in (4, 5, 6)
+    ]
+
+
+def test_resuming_on_other_data_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    sets = {"faces": {"path": str(make_set(tmp_path / "faces", range(4), 3))}}
+    fields = recipe.model_dump(mode="json") | {"run": str(tmp_path / "run"), "mix": {"sets": sets, "epoch": 24}}
+    mine = Recipe.model_validate(fields)
+    train(mine, stop_at=1)
+    (tmp_path / "faces").rename(tmp_path / "old")
+    (tmp_path / "faces.raw").rename(tmp_path / "old.raw")
+    make_set(tmp_path / "faces", range(4), 3, seed=1)
+    with pytest.raises(UsageError, match="data set"):
+        train(mine, resume=True)
+
+
+def test_a_run_folder_says_what_ran_and_on_what(recipe: Recipe, uninterrupted: Path) -> None:
+    written = load_recipe(uninterrupted / "config.yaml")
+    assert written.model_dump(mode="json") == recipe.model_dump(mode="json")
+    environment = json.loads((uninterrupted / "environment.json").read_text())
+    assert environment["packages"]["torch"] == version("torch")
+    assert {"python", "machine", "device"} <= environment.keys()
+    assert list(uninterrupted.glob("events.out.tfevents.*"))
+
+
+def test_every_step_is_reported_with_its_rate_and_epoch(recipe: Recipe, uninterrupted: Path) -> None:
+    reported = read_metrics(uninterrupted)
+    assert [one.step for one in reported] == list(range(1, NUM_STEPS + 1))
+    assert [one.epoch for one in reported] == pytest.approx([step / 3 for step in range(1, NUM_STEPS + 1)])
+    expected = [0.05 * lr_factor(recipe.schedule, step / 3, 2) for step in range(NUM_STEPS)]
+    assert [one.lr for one in reported] == pytest.approx(expected)
+    assert all(
+        math.isfinite(one.loss) and one.images_per_second > 0 and 0 <= one.waiting_share <= 1 for one in reported
+    )
+    assert len({one.batch_crc32 for one in reported}) == NUM_STEPS
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", None)], ids=["bf16", "fp32"])
+def test_precision_is_what_the_recipe_says(precision: str, dtype: torch.dtype | None, recipe: Recipe) -> None:
+    assert autocast_dtype(copy_of(recipe, training__precision=precision), torch.device("cpu")) == dtype
+
+
+def test_bf16_trains_float32_weights(recipe: Recipe, tmp_path: Path) -> None:
+    train(copy_of(recipe, run=str(tmp_path), training__precision="bf16"), stop_at=2)
+    state = final_state(tmp_path)
+    floats = [one for part in ("encoder", "head") for one in state[part].values() if one.is_floating_point()]
+    assert {one.dtype for one in floats} == {torch.float32}
+    assert all(one.isfinite().all() for one in floats)
+
+
+def test_the_loss_falls_on_drawn_faces(recipe: Recipe, tmp_path: Path) -> None:
+    changes = {"head__kind": "arcface", "head__scale": 16, "encoder__dropout": 0}
+    train(copy_of(recipe, run=str(tmp_path), training__epochs=12, **changes))
+
+    def mean_loss(some: list[StepMetrics]) -> float:
+        return sum(one.loss for one in some) / len(some)
+
+    reported = read_metrics(tmp_path)
+    assert mean_loss(reported[-6:]) < 0.7 * mean_loss(reported[:6])
