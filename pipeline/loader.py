@@ -73,6 +73,11 @@ class FaceLoader:
         self._augmentation = augmentation
         self._config = config
         self._device = device
+        self._depends_on = {
+            **plan.state_key,
+            "augmentation": augmentation.model_dump_json(),
+            "image size": config.image_size,
+        }
         per_rank = plan.batch_size // world_size
         self._slots = slice(rank * per_rank, (rank + 1) * per_rank)
         self._next_batch = 0
@@ -97,16 +102,17 @@ class FaceLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the iteration stands; the same for every rank and any world size."""
-        return {"version": STATE_VERSION, "next_batch": self._next_batch, "plan": self._plan.state_key}
+        return {"version": STATE_VERSION, "next_batch": self._next_batch, "depends_on": self._depends_on}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; raise `UsageError` naming what differs when it is of another plan."""
         if state["version"] != STATE_VERSION:
             raise UsageError(f"loader state of version {state['version']}, this facemix reads {STATE_VERSION}")
-        for name, ours in self._plan.state_key.items():
-            if state["plan"].get(name) != ours:
+        saved = state["depends_on"]
+        for name, ours in self._depends_on.items():
+            if saved.get(name) != ours:
                 raise UsageError(
-                    f"cannot resume: the saved {name} is {state['plan'].get(name)}, now it is {ours}; "
+                    f"cannot resume: the saved {name} is {saved.get(name)}, now it is {ours}; "
                     "resume with what the run was started with, or start a new run"
                 )
         self.close()

@@ -5,8 +5,8 @@ one shuffles them over the batch's slots, so that every rank's slice holds every
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 from typing import Any
@@ -33,7 +33,7 @@ class Stratum:
     value: str | None
     """Value of the set's balance tag, or None for the whole set."""
     share: Fraction
-    members: range | npt.NDArray[np.uint32]
+    members: "Members"
     """Sample ids; a range where they are consecutive, so that a plain set costs no memory."""
 
     @property
@@ -60,12 +60,13 @@ class Plan:
     """A mix of a catalog's sets, cut into global batches."""
 
     def __init__(self, catalog: Catalog, mix: MixConfig, seed: int, batch_size: int) -> None:
-        self.catalog = catalog
         self.seed = seed
         self.batch_size = batch_size
-        self.strata = list(_strata(catalog, mix))
+        self.strata = _strata(catalog, mix)
         self.left_out = _left_out(mix, catalog, self.strata)
         """Set -> samples that take no part, their balance tag being unknown."""
+        self.catalog = _relabelled(catalog, self.strata) if self.left_out else catalog
+        """The samples; labels count the identities that take part, -1 is one that does not."""
         self.state_key = {
             "data set": catalog.digest,
             "mix": mix.model_dump_json(exclude={"sets": {"__all__": {"path"}}}),
@@ -131,27 +132,33 @@ class Plan:
         return PlannedBatch(np.concatenate(ids)[slots], np.concatenate(passes)[slots])
 
 
-def _strata(catalog: Catalog, mix: MixConfig) -> Iterator[Stratum]:
-    num_total = sum(len(catalog.ids_of(name)) for name in mix.sets)
-    for name, one in mix.sets.items():
-        share = one.share or Fraction(len(catalog.ids_of(name)), num_total)
-        yield from _strata_of_set(catalog, name, one, share)
+Members = range | npt.NDArray[np.uint32]
 
 
-def _strata_of_set(catalog: Catalog, name: str, one: SetConfig, share: Fraction) -> Iterator[Stratum]:
+def _strata(catalog: Catalog, mix: MixConfig) -> list[Stratum]:
+    """Split each set's share equally over its parts; without shares, sets count by the samples taking part."""
+    parts = {name: _parts_of_set(catalog, name, one) for name, one in mix.sets.items()}
+    sizes = {name: sum(len(members) for members in values.values()) for name, values in parts.items()}
+    natural = {name: Fraction(size, sum(sizes.values())) for name, size in sizes.items()}
+    return [
+        Stratum(name, value, (one.share or natural[name]) / len(parts[name]), members)
+        for name, one in mix.sets.items()
+        for value, members in parts[name].items()
+    ]
+
+
+def _parts_of_set(catalog: Catalog, name: str, one: SetConfig) -> dict[str | None, Members]:
+    """Return a set's samples by the value of its balance tag, or all of them under None."""
     ids = catalog.ids_of(name)
     if one.balance is None:
-        yield Stratum(name, None, share, ids)
-        return
-    codes = catalog.tags.get(one.balance)
-    present = [] if codes is None else np.unique(codes[ids.start : ids.stop]).tolist()
-    known = [code for code in present if catalog.axes[one.balance][code] != UNKNOWN]
-    if codes is None or not known:
-        axes = ", ".join(axis for axis in catalog.axes) or "none"
+        return {None: ids}
+    values = catalog.axes.get(one.balance, [])
+    codes = catalog.tags[one.balance][ids.start : ids.stop] if values else np.zeros(0, np.int16)
+    known = [code for code in np.unique(codes).tolist() if values[code] != UNKNOWN]
+    if not known:
+        axes = ", ".join(catalog.axes)
         raise UsageError(f"set {name} has no {one.balance} tags to balance over; tag axes are: {axes}")
-    for code in known:
-        members = (np.flatnonzero(codes[ids.start : ids.stop] == code) + ids.start).astype(np.uint32)
-        yield Stratum(name, catalog.axes[one.balance][code], share / len(known), members)
+    return {values[code]: (np.flatnonzero(codes == code) + ids.start).astype(np.uint32) for code in known}
 
 
 def _left_out(mix: MixConfig, catalog: Catalog, strata: Sequence[Stratum]) -> dict[str, int]:
@@ -160,6 +167,17 @@ def _left_out(mix: MixConfig, catalog: Catalog, strata: Sequence[Stratum]) -> di
         taking_part[stratum.set_name] += len(stratum.members)
     without = {name: len(catalog.ids_of(name)) - taking_part[name] for name in mix.sets}
     return {name: number for name, number in without.items() if number}
+
+
+def _relabelled(catalog: Catalog, strata: Sequence[Stratum]) -> Catalog:
+    """Number the identities that take part from 0, so that a head has no class without a sample."""
+    takes_part = np.zeros(len(catalog), np.bool_)
+    for stratum in strata:
+        takes_part[np.asarray(stratum.members)] = True
+    used = np.unique(catalog.label[takes_part])
+    label = np.full(len(catalog), -1, np.int32)
+    label[takes_part] = np.searchsorted(used, catalog.label[takes_part])
+    return replace(catalog, label=label, identities=[catalog.identities[old] for old in used.tolist()])
 
 
 def _batches_per_epoch(strata: Sequence[Stratum], mix: MixConfig, batch_size: int) -> int:

@@ -12,11 +12,15 @@ import io
 import json
 import logging
 import multiprocessing
+import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from itertools import islice, repeat
+from math import ceil
+from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +67,7 @@ def convert(source: Source, tags: Tags, out: Path, config: ShardConfig) -> Manif
         _write_rejections(unfinished, records)
         _refuse_too_many(records, unfinished / REJECTED, config.max_rejected)
         shards = list(_number(unfinished, records))
-        write_manifest(unfinished, _manifest(unfinished, shards, records, source, tags, config, job["inputs"]))
+        write_manifest(unfinished, _manifest(unfinished, shards, records, source, tags, config, job))
     manifest = read_manifest(unfinished)
     for leftover in [*unfinished.glob("[0-9]*.json"), unfinished / _JOB]:
         leftover.unlink(missing_ok=True)
@@ -82,11 +86,15 @@ def _job_of(source: Source, tags: Tags, config: ShardConfig) -> dict[str, str | 
 def _begin(unfinished: Path, job: Mapping[str, str | int]) -> None:
     unfinished.mkdir(parents=True, exist_ok=True)
     marker = unfinished / _JOB
-    if not marker.exists():
-        if any(unfinished.glob("[0-9]*")):
-            raise UsageError(f"{unfinished} holds shards of no known conversion; delete it to start anew")
+    if (unfinished / MANIFEST).exists():
+        begun = read_manifest(unfinished).job
+    elif marker.exists():
+        begun = json.loads(marker.read_bytes())
+    elif any(unfinished.glob("[0-9]*")):
+        raise UsageError(f"{unfinished} holds shards of no known conversion; delete it to start anew")
+    else:
+        begun = job
         write_durably(marker, json.dumps(job).encode())
-    begun = json.loads(marker.read_bytes())
     for name in job:
         if begun.get(name) != job[name]:
             raise UsageError(
@@ -109,7 +117,7 @@ def _jobs(source: Source, tags: Tags, config: ShardConfig) -> Iterator[ShardJob]
             origin=config.origin,
             records=records,
             source=source.part(records),
-            identities=[source.identities[label] for label in source.labels[records]],
+            identities=[source.identities[label] if label >= 0 else "" for label in source.labels[records].tolist()],
             tags=tags.part(records),
         )
 
@@ -137,12 +145,25 @@ def _shard(folder: Path, job: ShardJob) -> ShardRecord:
 
 def _in_processes(folder: Path, jobs: Iterator[ShardJob], workers: int) -> Iterator[ShardRecord]:
     """Keep two jobs a worker under way, so that neither workers nor memory wait for the other."""
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_die_with_parent) as pool:
         running = {pool.submit(_shard, folder, job) for job in islice(jobs, 2 * workers)}
         while running:
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             running |= {pool.submit(_shard, folder, job) for job in islice(jobs, len(finished))}
             yield from (future.result() for future in finished)
+
+
+def _die_with_parent() -> None:
+    """Make this worker end when its parent is killed, so that none writes on beside a restarted conversion."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_rejections(folder: Path, records: Sequence[ShardRecord]) -> None:
@@ -161,7 +182,8 @@ def _refuse_too_many(records: Sequence[ShardRecord], listed_in: Path, max_reject
     if num_written and share <= max_rejected:
         return
     first = next(one for record in records for one in record.rejections)
-    way_out = f"--max-rejected {share:.2g} would accept that" if num_written else "no sample would be left"
+    enough = ceil(share * 10_000) / 10_000
+    way_out = f"--max-rejected {enough:g} would accept that" if num_written else "no sample would be left"
     raise DataError(
         f"{num_rejected} of {num_written + num_rejected} records rejected, more than the {max_rejected:.2%} "
         f"allowed, so nothing is published; first {first.source}: {first.reason}; all are in {listed_in}; {way_out}"
@@ -189,7 +211,7 @@ def _manifest(  # every argument is one field's source
     source: Source,
     tags: Tags,
     config: ShardConfig,
-    inputs: str | int,
+    job: Mapping[str, str | int],
 ) -> Manifest:
     has_samples = np.zeros(len(source.identities), np.bool_)
     counts = {axis: np.zeros(len(values), np.int64) for axis, values in tags.axes.items()}
@@ -212,6 +234,5 @@ def _manifest(  # every argument is one field's source
         identities=source.identities,
         num_identities=int(has_samples.sum()),
         shards=shards,
-        inputs_sha256=str(inputs),
-        config=config.identity_of_job(),
+        job=job,
     )

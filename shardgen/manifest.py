@@ -61,8 +61,8 @@ class Manifest(_Record):
     num_identities: int
     """Identities with at least one sample."""
     shards: Sequence[ShardInfo]
-    inputs_sha256: str
-    config: Mapping[str, str | int]
+    job: Mapping[str, str | int]
+    """Hashes of the inputs and the tags, and the options: the same job gives the same bytes."""
 
 
 def _canonical(fields: Mapping[str, Any]) -> bytes:
@@ -99,7 +99,7 @@ def read_manifest(folder: Path) -> Manifest:
         fields = json.loads(content)
         fields.pop("manifest_sha256")
         intact = _sealed(fields) == content
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         intact = False
     if not intact:
         raise DataError(f"{folder / MANIFEST} is not as it was written (its own hash differs); restore or rebuild it")

@@ -8,7 +8,8 @@ back between them (dmlc-core `src/recordio.cc`). The payload of an image record 
 
 import mmap
 import struct
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,8 @@ _WORDS = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _LENGTH_MASK = (1 << 29) - 1
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+_PAGES_AROUND_BYTES = 1 << 16  # what the system maps around a touched page
+_MAX_TOUCHED_BYTES = 1 << 24
 MAX_EXACT_LABEL = 2**24
 """float32 labels are exact up to here; larger identities cannot be told apart."""
 
@@ -65,46 +68,51 @@ class RecordFile:
         self.size_bytes = path.stat().st_size
         if not self.size_bytes:
             raise DataError(f"{path} is empty (0 bytes); copy it again")
+        self._touched_bytes = 0
         with path.open("rb") as stream:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
     def payload(self, offset: int) -> bytes:
         """Return the payload of the record at `offset`, its parts joined."""
+        return _MAGIC_BYTES.join(self._map[start : start + length] for start, length in self._parts(offset))
+
+    def end(self, offset: int) -> int:
+        """Return where the record at `offset` ends and the next one starts."""
+        *_, (start, length) = self._parts(offset)
+        return start + length + -length % 4
+
+    def _parts(self, offset: int) -> Iterator[tuple[int, int]]:
+        """Yield start and length of each part's data of the record at `offset`."""
         flag, start, length = self._part(offset)
-        data = self._map[start : start + length]
-        if flag == _WHOLE:
-            return data
-        if flag != _FIRST:
+        yield start, length
+        if flag not in (_WHOLE, _FIRST):
             raise DataError(f"{self.path} byte {offset}: the middle of a record, not its start")
-        parts = [data]
-        while flag != _LAST:
+        while flag in (_FIRST, _MIDDLE):
             flag, start, length = self._part(start + length + -length % 4)
             if flag not in (_MIDDLE, _LAST):
                 raise DataError(f"{self.path} byte {offset}: a record of several parts lacks its last")
-            parts.append(self._map[start : start + length])
-        return _MAGIC_BYTES.join(parts)
+            yield start, length
 
     def scan(self) -> Offsets:
         """Return the offset of every record by walking the whole file."""
-        starts: list[int] = []
+        starts = array("q")
         position = 0
         while position < self.size_bytes:
-            flag, start, length = self._part(position)
-            if flag in (_WHOLE, _FIRST):
-                starts.append(position)
-            position = start + length + -length % 4
+            starts.append(position)
+            position = self.end(position)
         return np.array(starts, np.int64)
 
     def heads(self, offsets: Offsets) -> Heads:
         """Return the records' first bytes as `HEAD` rows, unchecked past the end of each record."""
         byte_positions = offsets[:, None] + np.arange(HEAD.itemsize)
         content = np.frombuffer(self._map, np.uint8)
-        heads: Heads = content[np.minimum(byte_positions, self.size_bytes - 1)].view(HEAD)[:, 0]
+        heads: Heads = content[np.clip(byte_positions, 0, self.size_bytes - 1)].view(HEAD)[:, 0]
         return heads
 
     def release(self) -> None:
         """Let the system forget the pages read so far, so that reading a large file stays small."""
         self._map.madvise(mmap.MADV_DONTNEED)
+        self._touched_bytes = 0
 
     def _part(self, offset: int) -> tuple[int, int, int]:
         """Return (flag, start of the data, its length) of the part at `offset`, checked."""
@@ -114,6 +122,9 @@ class RecordFile:
         if magic != MAGIC:
             raise DataError(f"{self.path} byte {offset}: no record starts here; the file or its .idx is damaged")
         length = word & _LENGTH_MASK
+        self._touched_bytes += length + _PAGES_AROUND_BYTES
+        if self._touched_bytes > _MAX_TOUCHED_BYTES:
+            self.release()
         if offset + _WORDS.size + length > self.size_bytes:
             raise DataError(self._cut(offset, _WORDS.size + length))
         return word >> 29, offset + _WORDS.size, length
@@ -124,12 +135,16 @@ class RecordFile:
             f"the file ends at {self.size_bytes}; copy it again"
         )
 
-    def check(self, offsets: Offsets, heads: Heads) -> None:
-        """Raise `DataError` unless every offset is the start of a record that lies inside the file."""
-        ends = offsets + _WORDS.size + (heads["word"] & _LENGTH_MASK)
-        wrong = (heads["magic"] != MAGIC) | (ends > self.size_bytes) | (offsets < 0)
-        if wrong.any():
-            self._part(int(offsets[wrong.argmax()]))
+    def ends(self, offsets: Offsets, heads: Heads) -> Offsets:
+        """Return where each record ends; raise `DataError` for an offset at which no record starts."""
+        inside = (offsets >= 0) & (offsets <= self.size_bytes - _WORDS.size)
+        flags, lengths = heads["word"] >> 29, (heads["word"] & _LENGTH_MASK).astype(np.int64)
+        plain = inside & (heads["magic"] == MAGIC) & (flags == _WHOLE)
+        ends = offsets + np.where(plain, _WORDS.size + lengths + -lengths % 4, 0)
+        plain &= offsets + _WORDS.size + lengths <= self.size_bytes
+        for row in np.flatnonzero(~plain).tolist():  # several parts, or at fault
+            ends[row] = self.end(int(offsets[row]))
+        return ends
 
 
 def read_index(path: Path) -> tuple[npt.NDArray[np.int64], Offsets]:
@@ -146,6 +161,8 @@ def read_index(path: Path) -> tuple[npt.NDArray[np.int64], Offsets]:
         )
     except pa.ArrowInvalid as error:
         raise DataError(f"{path} is no index of key<TAB>offset lines: {error}") from None
+    if table["key"].null_count or table["offset"].null_count:
+        raise DataError(f"{path} has a line that lacks its key or offset; delete it to have the .rec scanned instead")
     keys, offsets = (np.asarray(table[name].to_numpy(), np.int64) for name in ("key", "offset"))
     order = np.argsort(keys, kind="stable")
     keys, offsets = keys[order], offsets[order]
@@ -158,13 +175,13 @@ def read_index(path: Path) -> tuple[npt.NDArray[np.int64], Offsets]:
 def unpack(payload: bytes) -> ImageRecord:
     """Split an image record's payload; raise `Unreadable` when it is too short for its header."""
     if len(payload) < _HEADER.size:
-        raise Unreadable(f"{len(payload)} bytes, shorter than the {_HEADER.size} of a record's header")
+        raise Unreadable(f"damaged record: {len(payload)} bytes, shorter than the {_HEADER.size} of a record's header")
     flag, label, record_id, _ = _HEADER.unpack_from(payload)
     if not flag:
         return ImageRecord((label,), record_id, payload[_HEADER.size :])
     image_start = _HEADER.size + 4 * flag
     if image_start > len(payload):
-        raise Unreadable(f"its header promises {flag} labels, its {len(payload)} bytes end before them")
+        raise Unreadable(f"damaged record: its header promises {flag} labels, its {len(payload)} bytes end before them")
     labels = struct.unpack_from(f"<{flag}f", payload, _HEADER.size)
     return ImageRecord(labels, record_id, payload[image_start:])
 

@@ -24,6 +24,7 @@ from shardgen.recordio import MAX_EXACT_LABEL, ImageRecord, Offsets, RecordFile,
 Labels = npt.NDArray[np.int32]
 NO_IDENTITY = -1
 _CHUNK_RECORDS = 1 << 14
+_CHUNK_HEADS = 1 << 8  # each touches 64 KiB of the file
 
 
 class Source(Protocol):
@@ -120,12 +121,19 @@ def _image_folders(root: Path, ignored: list[str]) -> Iterator[tuple[str, list[s
     """Yield (relative folder, sorted image names) of every folder with images; note other files."""
     for folder, subfolders, files in os.walk(root, onerror=_raise, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        _refuse_loops(Path(folder), subfolders)
         relative = "" if folder == str(root) else Path(folder).relative_to(root).as_posix()
         visible = sorted(name for name in files if not name.startswith("."))
         images = [name for name in visible if name.rpartition(".")[2].lower() in EXTENSIONS]
         ignored += [f"{relative}/{name}".lstrip("/") for name in visible if name not in set(images)]
         if images:
             yield relative, images
+
+
+def _refuse_loops(folder: Path, subfolders: list[str]) -> None:
+    for path in (folder / name for name in subfolders):
+        if path.is_symlink() and path.resolve() in path.absolute().parents:
+            raise DataError(f"{path} links to a folder that it lies in, so its faces would count twice; remove it")
 
 
 def _raise(error: OSError) -> None:
@@ -165,9 +173,9 @@ class RecordIOSource:
         try:
             unpacked: ImageRecord = unpack(self._file.payload(int(self.offsets[record])))
         except DataError as error:
-            raise Unreadable(str(error)) from None
+            raise Unreadable(f"damaged record: {error}") from None
         if self.labels[record] == NO_IDENTITY:
-            raise Unreadable(f"label {unpacked.labels[0]} is no identity number below 2^24")
+            raise Unreadable(f"no identity: label {unpacked.labels[0]} is no whole number below 2^24")
         return unpacked.image
 
     def part(self, records: npt.NDArray[np.int64]) -> "RecordIOSource":
@@ -176,7 +184,7 @@ class RecordIOSource:
 
     def fingerprint(self) -> str:
         """Hash keys, offsets and identities: another file, order or labelling is another input."""
-        digest = hashlib.sha256(str(self.path.stat().st_size).encode())
+        digest = hashlib.sha256("\n".join([str(self.path.stat().st_size), *self.identities]).encode())
         for column in (self.keys, self.offsets, self.labels):
             digest.update(column.tobytes())
         return digest.hexdigest()
@@ -198,18 +206,21 @@ def open_recordio(path: Path) -> RecordIOSource:
         keys = np.arange(len(offsets))
     if not len(keys):
         raise DataError(f"{index} lists no record; delete it to have the .rec scanned instead")
-    labels, imageless = _read_heads(file, offsets)
-    header = _find_header(imageless, keys if index.exists() else None)
+    heads = _read_heads(file, offsets)
+    _check_tiling(file, offsets, heads.ends)
+    header = _find_header(heads, keys if index.exists() else None)
     if header is not None:
         first_identity, end = unpack(file.payload(int(offsets[header]))).labels
-        _check_count(file.path, "images", first_identity - 1, int((~imageless).sum()))
+        _check_count(file.path, "images", first_identity - 1, int((~heads.imageless).sum()))
         _check_count(file.path, "records", end, len(keys))
         if not index.exists():
-            keys = keys + (header != 0)  # InsightFace's writers put record 0 first or last
-        keys, offsets, labels = keys[~imageless], offsets[~imageless], labels[~imageless]
-    numbers, ranks = np.unique(labels, return_inverse=True)
+            keys = keys + (keys < header)  # images count from 1, wherever record 0 was written
+        keys, offsets = keys[~heads.imageless], offsets[~heads.imageless]
+    label = heads.label if header is None else heads.label[~heads.imageless]
+    is_identity = (label >= 0) & (label < MAX_EXACT_LABEL) & (label == np.floor(label))
+    numbers, ranks = np.unique(np.where(is_identity, label, NO_IDENTITY), return_inverse=True)
     unlabelled = int(len(numbers) > 0 and numbers[0] == NO_IDENTITY)
-    identities = [str(number) for number in numbers[unlabelled:]]
+    identities = [str(int(number)) for number in numbers[unlabelled:]]
     return RecordIOSource(file.path, keys, offsets, identities, (ranks - unlabelled).astype(np.int32))
 
 
@@ -227,39 +238,68 @@ def _find_rec(path: Path) -> Path:
     return found[0]
 
 
-def _read_heads(file: RecordFile, offsets: Offsets) -> tuple[Labels, npt.NDArray[np.bool_]]:
-    """Return each record's identity label (-1 where there is none) and whether it holds two labels
-    and no image, as InsightFace's header and identity records do."""
-    labels = np.empty(len(offsets), np.int32)
-    imageless = np.empty(len(offsets), np.bool_)
-    for start in range(0, len(offsets), _CHUNK_RECORDS):
-        chunk = slice(start, start + _CHUNK_RECORDS)
-        heads = file.heads(offsets[chunk])
-        file.check(offsets[chunk], heads)
-        payload_bytes = heads["word"] & ((1 << 29) - 1)
-        label = np.where(heads["flag"] > 0, heads["first_label"], heads["label"])
-        cut_short = (heads["word"] >> 29 != 0) & (payload_bytes < 32)  # its header spans several parts
-        for row in np.flatnonzero(cut_short):
-            label[row] = _first_label(file.payload(int(offsets[start + row])))
-        too_short = (payload_bytes < np.where(heads["flag"] > 0, 28, 24)) & ~cut_short
-        whole = (label >= 0) & (label < MAX_EXACT_LABEL) & (label == np.floor(label)) & ~too_short
-        labels[chunk] = np.where(whole, label, NO_IDENTITY)
-        imageless[chunk] = (heads["flag"] == 2) & (payload_bytes == 32) & ~cut_short
+@dataclass(frozen=True)
+class _Heads:
+    """What the starts of all records tell, a row a record."""
+
+    label: npt.NDArray[np.float32]
+    """The first label, NaN where the payload is too short for one."""
+    imageless: npt.NDArray[np.bool_]
+    """Whether it holds two labels and nothing else, as InsightFace's header and identity records do."""
+    ends: Offsets
+
+
+def _read_heads(file: RecordFile, offsets: Offsets) -> _Heads:
+    count = len(offsets)
+    heads = _Heads(np.empty(count, np.float32), np.empty(count, np.bool_), np.empty(count, np.int64))
+    for start in range(0, count, _CHUNK_HEADS):
+        chunk = slice(start, start + _CHUNK_HEADS)
+        rows = file.heads(offsets[chunk])
+        heads.ends[chunk] = file.ends(offsets[chunk], rows)
+        payload_bytes = rows["word"] & ((1 << 29) - 1)
+        split_header = (rows["word"] >> 29 != 0) & (payload_bytes < 32)  # the magic stands in its header
+        too_short = payload_bytes < np.where(rows["flag"] > 0, 28, 24)
+        label = np.where(rows["flag"] > 0, rows["first_label"], rows["label"])
+        heads.label[chunk] = np.where(too_short, np.nan, label)
+        heads.imageless[chunk] = (rows["flag"] == 2) & (payload_bytes == 32) & ~split_header
+        for row in np.flatnonzero(split_header):
+            heads.label[start + row] = _first_label(file.payload(int(offsets[start + row])))
         file.release()
-    return labels, imageless
+    return heads
 
 
 def _first_label(payload: bytes) -> float:
     try:
         return unpack(payload).labels[0]
     except Unreadable:
-        return NO_IDENTITY
+        return np.nan
 
 
-def _find_header(imageless: npt.NDArray[np.bool_], keys: npt.NDArray[np.int64] | None) -> int | None:
-    """Return the position of record 0 of InsightFace's layout: key 0, or else the first or last."""
-    candidates = [0, len(imageless) - 1] if keys is None else np.flatnonzero(keys == 0).tolist()
-    return next((position for position in candidates if imageless[position]), None)
+def _check_tiling(file: RecordFile, offsets: Offsets, ends: Offsets) -> None:
+    """Raise `DataError` unless the records follow each other from the file's first byte to its last."""
+    order = np.argsort(offsets)
+    starts = offsets[order]
+    due = np.concatenate([[0], ends[order][:-1]])
+    if (starts != due).any():
+        at = int(np.argmax(starts != due))
+        raise DataError(
+            f"{file.path}: the .idx continues at byte {starts[at]} where a record should start at {due[at]}: "
+            "it lists some records twice or not at all; delete it to have the .rec scanned instead"
+        )
+    if ends[order[-1]] < file.size_bytes:
+        raise DataError(
+            f"{file.path}: the .idx ends at byte {ends[order[-1]]} of {file.size_bytes}; "
+            "copy it again, or delete it to have the .rec scanned instead"
+        )
+
+
+def _find_header(heads: _Heads, keys: npt.NDArray[np.int64] | None) -> int | None:
+    """Return the position of record 0 of InsightFace's layout: that of key 0, or without keys the imageless
+    record with the largest label, since the others' labels are keys of images."""
+    imageless = np.flatnonzero(heads.imageless)
+    if keys is not None:
+        return next((row for row in imageless.tolist() if keys[row] == 0), None)
+    return int(imageless[np.argmax(heads.label[imageless])]) if len(imageless) else None
 
 
 def _check_count(path: Path, what: str, promised: float, found: int) -> None:

@@ -137,11 +137,14 @@ def _row(folder: Path, manifest: Manifest, axis: str | None, code: int, label: s
 
 def _faces(folder: Path, manifest: Manifest, axis: str | None, code: int) -> list[Rgb]:
     faces: list[Rgb] = []
+    shown: set[int] = set()
     columns = ["offset", "size", "identity", *([axis] if axis else [])]
     for shard in manifest.shards:
         table = pq.read_table(folder / f"{shard.name}.parquet", columns=columns)
         wanted = np.flatnonzero(table[axis].to_numpy() == code) if axis else np.arange(len(table))
-        _, first = np.unique(table["identity"].to_numpy()[wanted], return_index=True)
+        identities, first = np.unique(table["identity"].to_numpy()[wanted], return_index=True)
+        first = first[[identity not in shown for identity in identities.tolist()]]
+        shown |= set(identities.tolist())
         with (folder / f"{shard.name}.tar").open("rb") as tar:
             for place in wanted[np.sort(first)][: _COLUMNS - len(faces)].tolist():
                 tar.seek(table["offset"][place].as_py())

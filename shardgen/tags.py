@@ -166,6 +166,8 @@ def _encode(axes: Sequence[str], rows: Iterable[Sequence[str | None]]) -> Tags:
         (seen[a].setdefault(value or UNKNOWN, len(seen[a])) for row in rows for a, value in enumerate(row)),
         np.int32,
     )
+    if not axes:
+        raise UsageError("the table has no column beside its key; add one for each tag axis")
     codes = flat.reshape(-1, len(axes)).astype(np.int16)
     values_of: dict[str, Sequence[str]] = {}
     for a, (axis, first_seen) in enumerate(zip(axes, seen, strict=True)):

@@ -4,7 +4,7 @@
 """
 
 import os
-import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,14 @@ def load(path: Path) -> State:
     `DataError` when it is damaged, something else, or of another version.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise DataError(f"{path} is no checkpoint of facemix, or damaged: {str(error).splitlines()[0]}") from None
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch writes checksums and does not read them
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path} is no checkpoint of facemix, or damaged: {reason}") from None
+    if damaged:
+        raise DataError(f"{path} is damaged: {damaged} in it differs from its checksum; take an older checkpoint")
     if not isinstance(state, dict) or state.get("version") != VERSION:
         found = state.get("version", "none") if isinstance(state, dict) else "none"
         raise DataError(f"{path}: checkpoint version {found}, this facemix reads {VERSION}")

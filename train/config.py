@@ -1,6 +1,7 @@
 """A recipe: one YAML file that says everything about a training run."""
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -132,6 +133,9 @@ FREE_TO_CHANGE = frozenset(
 )
 
 
+_MOVED_SET = re.compile(r"mix\.sets\..*\.path")  # the loader's state knows a set by its content
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `dotted.key=value` overrides.
 
@@ -143,8 +147,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(
             f"{path}: {error.strerror}; give the path of a recipe, such as recipes/first_light.yaml"
         ) from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no YAML: {_one_line(error)}") from None
     if not isinstance(fields, dict):
         raise UsageError(f"{path} holds no recipe; it needs keys such as name and mix")
     for override in overrides:
@@ -152,7 +156,44 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_explain(error)}") from None
+        raise UsageError(f"{path}: {_one_line(_explain(error))}") from None
+
+
+def differences(ours: Recipe, theirs: Mapping[str, Any]) -> list[str]:
+    """Return a line for each setting in which a saved recipe differs and that a resumed run must share."""
+    now, saved = flatten(ours.model_dump(mode="json")), flatten(theirs)
+    moved = {key for key in now.keys() & saved.keys() if _PATH_OF_SET.fullmatch(key)}
+    return [
+        f"{key} was {saved.get(key)}, now it is {now.get(key)}"
+        for key in sorted((now.keys() | saved.keys()) - FREE_TO_CHANGE - moved)
+        if now.get(key) != saved.get(key)
+    ]
+
+
+_PATH_OF_SET = re.compile(r"mix\.sets\..*\.path")  # the loader's state knows a set by its content
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `dotted.key=value` overrides.
+
+    Raises `UsageError` with one line: the key, what is wrong with it, and the nearest known one.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}; give the path of a recipe, such as recipes/first_light.yaml"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no YAML: {_one_line(error)}") from None
+    if not isinstance(fields, dict):
+        raise UsageError(f"{path} holds no recipe; it needs keys such as name and mix")
+    for override in overrides:
+        _apply(fields, override)
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {_one_line(_explain(error))}") from None
 
 
 def differences(ours: Recipe, theirs: Mapping[str, Any]) -> list[str]:
@@ -161,7 +202,7 @@ def differences(ours: Recipe, theirs: Mapping[str, Any]) -> list[str]:
     return [
         f"{key} was {saved.get(key)}, now it is {now.get(key)}"
         for key in sorted(now.keys() | saved.keys())
-        if now.get(key) != saved.get(key) and key not in FREE_TO_CHANGE
+        if now.get(key) != saved.get(key) and key not in FREE_TO_CHANGE and not _PATH_OF_SET.fullmatch(key)
     ]
 
 
@@ -173,6 +214,10 @@ def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
 def _apply(fields: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -182,7 +227,10 @@ def _apply(fields: dict[str, Any], override: str) -> None:
         fields = fields.setdefault(parent, {})
         if not isinstance(fields, dict):
             raise UsageError(f"{override!r}: {parent} holds a value, not further keys")
-    fields[last] = yaml.safe_load(text)
+    try:
+        fields[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{override!r}: the value is no YAML: {_one_line(error)}") from None
 
 
 def _explain(error: ValidationError) -> str:

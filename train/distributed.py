@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import distributed, nn
@@ -34,7 +35,26 @@ def join(world: World, device: torch.device) -> None:
 def leave(world: World) -> None:
     """Disconnect."""
     if world.world_size > 1:
+        _hosts.cache_clear()
         distributed.destroy_process_group()
+
+
+def any_rank(flag: bool, world: World) -> bool:
+    """Return whether the flag is set on any process; all must ask, and all get the same answer.
+
+    The exchange goes over gloo between the hosts, so no GPU waits for it.
+    """
+    if world.world_size == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=_hosts())
+    return bool(flags)
+
+
+@cache
+def _hosts() -> distributed.ProcessGroup:
+    group: distributed.ProcessGroup = distributed.new_group(backend="gloo")
+    return group
 
 
 def replicate(module: nn.Module, world: World, device: torch.device) -> nn.Module:

@@ -31,7 +31,7 @@ from shardgen.manifest import write_durably
 from train import checkpoint
 from train.backbones import IResNet, make_encoder
 from train.config import Recipe, differences
-from train.distributed import World, join, leave, replicate, this_world
+from train.distributed import World, any_rank, join, leave, replicate, this_world
 from train.heads import MarginHead
 from train.metrics import MetricsWriter, StepMetrics
 from train.schedule import lr_factor
@@ -171,7 +171,7 @@ class Trainer:
         spent = Throughput()
         begun = time.monotonic()
         with _stop_signals() as stopped:
-            while self.step < last and not stopped:
+            while self.step < last and not any_rank(bool(stopped), self._world):
                 batch, loss, throughput = self._timed_step()
                 spent += throughput
                 if self.step % training.log_every == 0 or self.step == last:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -128,15 +129,16 @@ def test_a_sample_costs_20_bytes_and_2_for_each_axis(catalog: Catalog) -> None:
     assert [column.nbytes for column in catalog.tags.values()] == [2 * len(catalog)] * 4
 
 
-def test_image_sizes_are_known_without_an_image(small_set: Path, real_faces: Path, tmp_path: Path) -> None:
+def test_image_sizes_are_known_without_an_image(small_set: Path, tmp_path: Path) -> None:
     (tmp_path / "faces").mkdir()
-    for path in sorted((real_faces / "utkface" / "images").iterdir())[:3]:
-        (tmp_path / "faces" / path.name).symlink_to(path)
+    for number, (width, height) in enumerate([(112, 112), (90, 60), (60, 90), (60, 90)]):
+        cv2.imwrite(str(tmp_path / "faces" / f"{number}.png"), np.full((height, width, 3), number, np.uint8))
     source, _ = open_folder(tmp_path / "faces")
-    convert(source, no_tags(len(source)), tmp_path / "set", ShardConfig(name="real", origin="authentic"))
-    catalog = open_catalog({"small": small_set, "large": tmp_path / "set"})
-    assert catalog.image_sizes == {(112, 112), (200, 200)}
+    convert(source, no_tags(len(source)), tmp_path / "set", ShardConfig(name="mixed", origin="authentic"))
+    assert open_catalog({"mixed": tmp_path / "set"}).image_sizes == {(112, 112), (90, 60), (60, 90)}
     assert open_catalog({"small": small_set}).image_sizes == {(112, 112)}
+    both = open_catalog({"small": small_set, "mixed": tmp_path / "set"})
+    assert both.image_sizes == {(112, 112), (90, 60), (60, 90)}
 
 
 @pytest.mark.parametrize("axis", ["shard", "label", "tags", "set"])

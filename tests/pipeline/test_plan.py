@@ -212,6 +212,31 @@ def test_an_epoch_counts_only_samples_that_take_part() -> None:
     assert plan_of(BALANCED, batch_size=1).batches_per_epoch == 52 - 9 + 60
 
 
+def test_the_printed_plan_says_what_an_epoch_takes() -> None:
+    plan = plan_of(BALANCED, batch_size=18)
+    ids = np.concatenate([plan.batch(number).sample_ids for number in range(plan.batches_per_epoch)])
+    printed = plan.to_json()
+    assert printed["left_out"] == {"real": 9}
+    assert (printed["batch_size"], printed["batches_per_epoch"]) == (18, 5)
+    for stratum, row in zip(plan.strata, printed["strata"], strict=True):
+        taken = int(np.isin(ids, np.array(stratum.members)).sum())
+        assert row == {
+            "stratum": stratum.name,
+            "samples": len(stratum.members),
+            "share": float(stratum.share),
+            "per_batch": {"real": 3, "drawn": 4}[stratum.set_name],
+            "per_epoch": taken,
+            "passes_per_epoch": taken / len(stratum.members),
+        }
+    lines = plan.lines()
+    assert [line.split()[0] for line in lines[1:6]] == [stratum.name for stratum in plan.strata]
+    assert lines[1].split() == ["real/north", "31", "16.67%", "3.00", "15", "0.48"]
+    assert lines[6:] == [
+        "9 samples of real are unknown on its balance axis and take no part",
+        "an epoch is 5 batches of 18",
+    ]
+
+
 def test_every_part_of_a_batch_holds_every_stratum() -> None:
     plan = plan_of(mix_of(real={"share": "1/4"}, drawn={"share": "3/4"}), batch_size=64)
     slots = np.stack([plan.batch(number).sample_ids < 52 for number in range(400)])

@@ -223,7 +223,7 @@ def test_a_set_without_any_sample_is_never_published(tmp_path: Path) -> None:
 def test_records_without_any_identity_are_rejected(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "train") as writer:
         writer.write(0, pack([0.5], 0, JPEG))
-    with pytest.raises(DataError, match="is no identity"):
+    with pytest.raises(DataError, match="no identity: label"):
         run(open_recordio(tmp_path / "train.rec"), tmp_path / "set", max_rejected=1)
 
 

@@ -40,8 +40,7 @@ def manifest(**fields: Any) -> Manifest:
         "identities": ["a", "é/ü"],
         "num_identities": 2,
         "shards": [shard],
-        "inputs_sha256": "00",
-        "config": {"seed": 0, "order": "shuffled"},
+        "job": {"inputs": "00", "seed": 0, "order": "shuffled"},
     }
     return Manifest(**some | fields)
 
@@ -53,9 +52,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_the_bytes_depend_on_the_content_only(tmp_path: Path) -> None:
-    write_manifest(tmp_path, manifest(config={"seed": 0, "order": "shuffled"}))
+    write_manifest(tmp_path, manifest(job={"seed": 0, "order": "shuffled"}))
     first = (tmp_path / MANIFEST).read_bytes()
-    write_manifest(tmp_path, manifest(config={"order": "shuffled", "seed": 0}))
+    write_manifest(tmp_path, manifest(job={"order": "shuffled", "seed": 0}))
     assert (tmp_path / MANIFEST).read_bytes() == first
 
 

@@ -146,8 +146,9 @@ def test_a_column_may_not_repeat(tmp_path: Path) -> None:
         table(tmp_path, "identity,age,age\n")
 
 
-def test_a_table_without_any_tag_says_nothing(tmp_path: Path) -> None:
-    assert joined(tmp_path, "identity\nann\n") == [{}, {}, {}, {}]
+def test_a_table_without_any_tag_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no column beside its key"):
+        joined(tmp_path, "identity\nann\n")
 
 
 def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:

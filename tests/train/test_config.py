@@ -153,7 +153,7 @@ def test_only_what_changes_no_gradient_may_differ_on_resume(key: str) -> None:
     saved = saved_recipe()
     theirs = nested(key, "something else", deepcopy(saved))
     found = differences(Recipe.model_validate(saved), theirs)
-    if key in FREE_TO_CHANGE:
+    if key in FREE_TO_CHANGE or key.endswith(".path"):  # a set is known by its content, not by its place
         assert not found
     else:
         assert len(found) == 1
