@@ -133,7 +133,7 @@ FREE_TO_CHANGE = frozenset(
 )
 
 
-_MOVED_SET = re.compile(r"mix\.sets\..*\.path")  # the loader's state knows a set by its content
+_PATH_OF_SET = re.compile(r"mix\.sets\..*\.path")  # the loader's state knows a set by its content
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -167,42 +167,6 @@ def differences(ours: Recipe, theirs: Mapping[str, Any]) -> list[str]:
         f"{key} was {saved.get(key)}, now it is {now.get(key)}"
         for key in sorted((now.keys() | saved.keys()) - FREE_TO_CHANGE - moved)
         if now.get(key) != saved.get(key)
-    ]
-
-
-_PATH_OF_SET = re.compile(r"mix\.sets\..*\.path")  # the loader's state knows a set by its content
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply `dotted.key=value` overrides.
-
-    Raises `UsageError` with one line: the key, what is wrong with it, and the nearest known one.
-    """
-    try:
-        fields = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}; give the path of a recipe, such as recipes/first_light.yaml"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML: {_one_line(error)}") from None
-    if not isinstance(fields, dict):
-        raise UsageError(f"{path} holds no recipe; it needs keys such as name and mix")
-    for override in overrides:
-        _apply(fields, override)
-    try:
-        return Recipe.model_validate(fields)
-    except ValidationError as error:
-        raise UsageError(f"{path}: {_one_line(_explain(error))}") from None
-
-
-def differences(ours: Recipe, theirs: Mapping[str, Any]) -> list[str]:
-    """Return a line for each setting in which a saved recipe differs and that a resumed run must share."""
-    now, saved = flatten(ours.model_dump(mode="json")), flatten(theirs)
-    return [
-        f"{key} was {saved.get(key)}, now it is {now.get(key)}"
-        for key in sorted(now.keys() | saved.keys())
-        if now.get(key) != saved.get(key) and key not in FREE_TO_CHANGE and not _PATH_OF_SET.fullmatch(key)
     ]
 
 
