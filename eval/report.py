@@ -44,7 +44,7 @@ def _roc_plot(scores: Sequence[Scores]) -> str:
     for one in scores:
         curve = roc(one.distances, one.same)
         axes.plot(curve.far, curve.tar, label=_plain(one.name), drawstyle="steps-post")
-    lowest = min(1 / (~one.same).sum() for one in scores)
+    lowest = min(0.1, *(1 / (~one.same).sum() for one in scores))
     axes.set(xscale="log", xlim=(lowest, 1), ylim=(0, 1.01), xlabel="false accept rate", ylabel="true accept rate")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

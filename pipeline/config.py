@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
 
 def _exact(value: Any) -> Any:
@@ -39,9 +39,16 @@ class MixConfig(_Config):
 
     sets: Mapping[str, SetConfig] = Field(min_length=1)
     """Name in this run -> set."""
-    epoch: Literal["total", "longest", "shortest"] | Annotated[int, Field(gt=0)] = "total"
+    epoch: Literal["total", "longest", "shortest"] | int = "total"
     """When an epoch ends: after as many samples as take part (total), when every sample has been seen
     (longest), when the first stratum has been seen whole (shortest), or after a number of samples."""
+
+    @field_validator("epoch", mode="before")
+    @classmethod
+    def _is_an_epoch(cls, value: object) -> object:
+        if value in ("total", "longest", "shortest") or (isinstance(value, int) and value > 0):
+            return value
+        raise ValueError("an epoch is total, longest, shortest or a number of samples")
 
     @model_validator(mode="after")
     def _shares_add_up(self) -> "MixConfig":

@@ -111,7 +111,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
-        raise DataError(f"{folder / MANIFEST}: {error.errors()[0]['msg']}") from None
+        raise DataError(
+            f"{folder / MANIFEST}: {'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+        ) from None
 
 
 def write_durably(path: Path, content: bytes) -> None:

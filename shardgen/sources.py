@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import Protocol
 
@@ -124,10 +126,10 @@ def _image_folders(root: Path, ignored: list[str]) -> Iterator[tuple[str, list[s
         _refuse_loops(Path(folder), subfolders)
         relative = "" if folder == str(root) else Path(folder).relative_to(root).as_posix()
         visible = sorted(name for name in files if not name.startswith("."))
-        images = [name for name in visible if name.rpartition(".")[2].lower() in EXTENSIONS]
-        ignored += [f"{relative}/{name}".lstrip("/") for name in visible if name not in set(images)]
-        if images:
-            yield relative, images
+        is_image = [name.rpartition(".")[2].lower() in EXTENSIONS for name in visible]
+        ignored += [f"{relative}/{name}".lstrip("/") for name in compress(visible, map(not_, is_image))]
+        if any(is_image):
+            yield relative, list(compress(visible, is_image))
 
 
 def _refuse_loops(folder: Path, subfolders: list[str]) -> None:
@@ -217,11 +219,16 @@ def open_recordio(path: Path) -> RecordIOSource:
             keys = keys + (keys < header)  # images count from 1, wherever record 0 was written
         keys, offsets = keys[~heads.imageless], offsets[~heads.imageless]
     label = heads.label if header is None else heads.label[~heads.imageless]
+    identities, labels = _number_identities(label)
+    return RecordIOSource(file.path, keys, offsets, identities, labels)
+
+
+def _number_identities(label: npt.NDArray[np.float32]) -> tuple[list[str], Labels]:
+    """Return the identities' names, in numeric order, and each record's position among them."""
     is_identity = (label >= 0) & (label < MAX_EXACT_LABEL) & (label == np.floor(label))
     numbers, ranks = np.unique(np.where(is_identity, label, NO_IDENTITY), return_inverse=True)
-    unlabelled = int(len(numbers) > 0 and numbers[0] == NO_IDENTITY)
-    identities = [str(int(number)) for number in numbers[unlabelled:]]
-    return RecordIOSource(file.path, keys, offsets, identities, (ranks - unlabelled).astype(np.int32))
+    unlabelled = int(numbers[0] == NO_IDENTITY)
+    return [str(int(number)) for number in numbers[unlabelled:]], (ranks - unlabelled).astype(np.int32)
 
 
 def _find_rec(path: Path) -> Path:
