@@ -1,7 +1,7 @@
 """IResNet is InsightFace's, name for name, shape for shape and operation for operation."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -21,13 +21,7 @@ PARAMETERS = {"iresnet18": 24.02, "iresnet34": 34.14, "iresnet50": 43.59, "iresn
 State = Mapping[str, torch.Tensor]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The work is tiny: on a busy machine threads would wait for each other a hundred times longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def batch_norm(name: str, channels: int) -> dict[str, tuple[int, ...]]:

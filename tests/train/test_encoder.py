@@ -1,6 +1,5 @@
 """A trained encoder out of a run."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,7 @@ RECIPE = Recipe.model_validate(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The work is tiny: on a busy machine threads would wait for each other a hundred times longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def save(run: Path, step: int) -> tuple[Path, IResNet]:
