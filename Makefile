@@ -26,5 +26,5 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
-	rm -rf .venv .oracles runs data
+clean:  # data/ and runs/ hold people's work and stay
+	rm -rf .venv .oracles .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

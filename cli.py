@@ -180,10 +180,11 @@ _RECIPE = _options(
 @_json_option
 def plan(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Show what every stratum gives to a batch and an epoch, before anything runs."""
+    from pipeline.plan import open_plan
     from train.config import load_recipe
-    from train.loop import plan_of
 
-    planned = plan_of(load_recipe(recipe, overrides))
+    loaded = load_recipe(recipe, overrides)
+    planned = open_plan(loaded.mix, loaded.seed, loaded.loader.batch_size)
     if as_json:
         _print_json(planned.to_json())
         return
@@ -200,13 +201,12 @@ def train(recipe: Path, overrides: Sequence[str], resume: bool, stop_at: int | N
     from train.loop import train as train_run
 
     result = train_run(load_recipe(recipe, overrides), resume=resume, stop_at=stop_at)
-    if result.finished:
-        click.echo(
-            f"{result.folder}: {result.num_steps} steps done; next: facemix eval {result.folder} --bin NAME=FILE"
-        )
-        return
-    click.echo(f"{result.folder}: stopped at step {result.step} of {result.num_steps}; go on with --resume")
-    if result.step != stop_at:
+    if result.is_main and result.finished:
+        click.echo(f"{result.folder}: {result.num_steps} steps done")
+        click.echo(f"next: facemix eval {result.folder} --bin NAME=FILE")
+    elif result.is_main:
+        click.echo(f"{result.folder}: stopped at step {result.step} of {result.num_steps}; go on with --resume")
+    if not result.finished and (stop_at is None or result.step < stop_at):
         sys.exit(INTERRUPTED)
 
 
@@ -244,7 +244,7 @@ def evaluate(
     named = [read_bin(name, Path(file)) for name, _, file in (one.partition("=") for one in bins)]
     pair = (gallery, probes) if gallery is not None and probes is not None else None
     result = measure(trained.description, trained.network, trained.loader, where, named, pair)
-    page = write_report(result, out or (encoder if encoder.is_dir() else encoder.parent))
+    page = write_report(result, out or trained.run)
     if as_json:
         _print_json(result.to_json())
         return
@@ -327,6 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _explain(error: Exception) -> tuple[str, int]:
     """Return the line and the exit code for an error."""
     match error:
+        case click.exceptions.NoArgsIsHelpError():
+            line, code = error.format_message(), 2
         case click.ClickException():
             line, code = f"{' '.join(error.format_message().split())} See facemix --help.", 2
         case click.Abort():
@@ -338,7 +340,8 @@ def _explain(error: Exception) -> tuple[str, int]:
         case OSError():
             line, code = f"{error.filename or 'the system'}: {error.strerror or error}", 1
         case _:
-            line, code = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where", 1
+            text = " ".join(str(error).split())
+            line, code = f"unexpected {type(error).__name__}: {text}; `facemix --debug ...` shows where", 1
     return line, code
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 from pipeline.catalog import Catalog
 from pipeline.config import LoaderConfig
 from pipeline.loader import decode_images, load_in_order
+from shardgen.errors import DataError
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
 """`[batch, 3, size, size] float32` in [-1, 1], RGB -> `[batch, embedding]`."""
@@ -34,4 +35,7 @@ def _embed(embed: Embed, batches: Iterable[torch.Tensor]) -> Embeddings:
     with torch.inference_mode():
         both = (embed(images) + embed(images.flip(3)) for images in batches)
         unit = [functional.normalize(total.float()).cpu().numpy() for total in both]
-    return np.concatenate(unit)
+    embeddings = np.concatenate(unit)
+    if not np.isfinite(embeddings).all():
+        raise DataError("the encoder gives embeddings that are not finite; its training has diverged")
+    return embeddings

@@ -27,6 +27,7 @@ from pipeline.catalog import Catalog, open_catalog
 from pipeline.config import LoaderConfig
 from shardgen.errors import DataError, UsageError
 from shardgen.images import Unreadable, check
+from shardgen.tags import UNKNOWN
 
 FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4)
 MAX_RANK = 5
@@ -70,7 +71,7 @@ class IdentificationResult:
     groups: Mapping[str, Sequence[GroupResult]]
     """Tag axis -> its groups."""
     spreads: Mapping[str, Spread]
-    """Tag axis -> spread of the groups' verification accuracies."""
+    """Tag axis -> spread of the known groups' verification accuracies."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,11 @@ def _identification(
         for axis, values in catalog.axes.items()
     }
     accuracies = {
-        axis: [one.verification_accuracy for one in results if one.verification_accuracy is not None]
+        axis: [
+            one.verification_accuracy
+            for one in results
+            if one.verification_accuracy is not None and one.group != UNKNOWN
+        ]
         for axis, results in groups.items()
     }
     return IdentificationResult(

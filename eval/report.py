@@ -4,7 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from eval.evaluate import Evaluation, GroupResult, Scores
 from eval.verification import roc
-from shardgen.manifest import write_durably
+from shardgen.files import write_durably
 
 _GENUINE, _IMPOSTOR = "#1b7837", "#762a83"
 
@@ -21,12 +21,12 @@ _GENUINE, _IMPOSTOR = "#1b7837", "#762a83"
 def write_report(evaluation: Evaluation, out: Path) -> Path:
     """Write `results.json` and `report.html` into a folder; return the page's path."""
     out.mkdir(parents=True, exist_ok=True)
-    results = {"facemix": version("facemix"), **evaluation.to_json()}
+    results = {"facemix": _version(), **evaluation.to_json()}
     write_durably(out / "results.json", json.dumps(results, indent=1).encode())
     environment = Environment(loader=PackageLoader("eval", "."), autoescape=True, undefined=StrictUndefined)
     identification = evaluation.identification
     page = environment.get_template("report.html").render(
-        version=version("facemix"),
+        version=_version(),
         evaluation=evaluation,
         roc_plot=_roc_plot(evaluation.scores) if evaluation.scores else None,
         histograms=[(one.name, _histogram(one)) for one in evaluation.scores],
@@ -36,6 +36,13 @@ def write_report(evaluation: Evaluation, out: Path) -> Path:
     )
     write_durably(out / "report.html", page.encode())
     return out / "report.html"
+
+
+def _version() -> str:
+    try:
+        return version("facemix")
+    except PackageNotFoundError:  # run from a folder on PYTHONPATH
+        return "not installed"
 
 
 def _roc_plot(scores: Sequence[Scores]) -> str:
@@ -67,7 +74,7 @@ def _bars(groups: Sequence[GroupResult]) -> str:
     figure = Figure(figsize=(5, 0.8 + 0.55 * len(shown)))
     axes = figure.subplots()
     places = np.arange(len(shown))
-    verified = [one.verification_accuracy or 0.0 for one in shown]
+    verified = [np.nan if one.verification_accuracy is None else one.verification_accuracy for one in shown]
     axes.barh(places - 0.2, verified, 0.38, label="verification accuracy", color="#2166ac")
     axes.barh(places + 0.2, [one.rank_1 for one in shown], 0.38, label="rank 1", color="#92c5de")
     axes.set_yticks(places, [f"{_plain(one.group)} ({one.num_probes})" for one in shown])

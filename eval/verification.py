@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +87,7 @@ def tar_at_far(distances: Distances, same: Same, target_far: float) -> TarAtFar:
     Raises `DataError` when the target is below what this number of impostors can show.
     """
     impostors = np.sort(distances[~same])
-    allowed = int(round(target_far * len(impostors), 9))  # 1/49 of 49 is 1, not 0.999...
+    allowed = _allowed_accepts(target_far, len(impostors))
     if not allowed:
         raise DataError(
             f"FAR {target_far:g} cannot be measured with {len(impostors)} impostor pairs; "
@@ -128,10 +127,9 @@ def equal_error_rate(curve: Roc) -> float:
 
 def measurable_tars(distances: Distances, same: Same, targets: tuple[float, ...]) -> list[TarAtFar]:
     """Return the true accept rate at each of the targets that the pairs suffice for."""
-    found: list[Any] = []
-    for target in targets:
-        try:
-            found.append(tar_at_far(distances, same, target))
-        except DataError:
-            continue
-    return found
+    num_impostors = int((~same).sum())
+    return [tar_at_far(distances, same, one) for one in targets if _allowed_accepts(one, num_impostors)]
+
+
+def _allowed_accepts(target_far: float, num_impostors: int) -> int:
+    return int(round(target_far * num_impostors, 9))  # 1/49 of 49 is 1, not 0.999...

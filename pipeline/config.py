@@ -59,7 +59,7 @@ class MixConfig(_Config):
             raise ValueError(f"set {without} has no share and others have; give one to all or to none")
         if given and sum(given) != 1:
             parts = " + ".join(str(float(share)) for share in given)
-            raise ValueError(f"shares {parts} add up to {float(sum(given)):g}, not 1; write thirds as 1/3")
+            raise ValueError(f"shares {parts} add up to {float(sum(given))}, not 1; write thirds as 1/3")
         return self
 
 

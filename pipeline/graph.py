@@ -47,9 +47,11 @@ def decoded(inputs: Iterator[Inputs], options: GraphOptions) -> Iterator[torch.T
         exec_dynamic=True,  # outputs own their memory, so a batch stays valid as long as torch holds it
     )
     pipe.build()
+    # On a GPU, outputs are handed over on torch's stream: no wait on the host, no reuse before torch is done.
+    stream = torch.cuda.current_stream(options.device) if options.device.type == "cuda" else None
     while True:
         try:
-            (images,) = pipe.run()
+            (images,) = pipe.run(stream)
         except StopIteration:
             return
         yield from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)

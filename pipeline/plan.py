@@ -1,7 +1,7 @@
 """The plan: global batch k as a pure function of (shard sets, mix, seed, batch size, k).
 
 Quotas say how many samples of each stratum a batch takes, the keyed permutation which, and another
-one shuffles them over the batch's slots, so that every rank's slice holds every stratum's share.
+one shuffles them over the batch's slots, so that on average every rank's slice holds every stratum's share.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, open_catalog
 from pipeline.config import MixConfig, SetConfig
 from pipeline.hashing import derive_key
 from pipeline.mixing import Quotas
@@ -133,6 +133,15 @@ class Plan:
 
 
 Members = range | npt.NDArray[np.uint32]
+
+
+def open_plan(mix: MixConfig, seed: int, batch_size: int) -> Plan:
+    """Open the sets of a mix and lay out its batches; raise `UsageError` or `DataError` when they are at fault."""
+    folders = {name: one.path for name, one in mix.sets.items()}
+    (often, times), *_ = Counter(path.resolve() for path in folders.values()).most_common(1)
+    if times > 1:
+        raise UsageError(f"{often} is in the mix under {times} names; each identity would get {times} labels, give one")
+    return Plan(open_catalog(folders), mix, seed, batch_size)
 
 
 def _strata(catalog: Catalog, mix: MixConfig) -> list[Stratum]:

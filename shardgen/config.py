@@ -20,7 +20,7 @@ class ShardConfig(BaseModel):
     """Input records of one shard; at 7 KB a face a shard is about 80 MB."""
     order: Literal["shuffled", "source"] = "shuffled"
     """Spread identities over the shards by a seeded shuffle, or keep the order of the input."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of the shuffle."""
     workers: int = Field(default=1, ge=1)
     """Processes that convert shards; the bytes do not depend on it."""

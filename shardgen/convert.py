@@ -13,6 +13,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -28,6 +29,7 @@ import pyarrow.parquet as pq
 
 from shardgen.config import ShardConfig
 from shardgen.errors import DataError, UsageError
+from shardgen.files import sync_folder, write_durably
 from shardgen.manifest import (
     MANIFEST,
     REJECTED,
@@ -35,8 +37,6 @@ from shardgen.manifest import (
     ShardInfo,
     hash_file,
     read_manifest,
-    sync_folder,
-    write_durably,
     write_manifest,
 )
 from shardgen.sources import Source
@@ -146,16 +146,21 @@ def _shard(folder: Path, job: ShardJob) -> ShardRecord:
 def _in_processes(folder: Path, jobs: Iterator[ShardJob], workers: int) -> Iterator[ShardRecord]:
     """Keep two jobs a worker under way, so that neither workers nor memory wait for the other."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_die_with_parent) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_obey_parent) as pool:
         running = {pool.submit(_shard, folder, job) for job in islice(jobs, 2 * workers)}
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(_shard, folder, job) for job in islice(jobs, len(finished))}
-            yield from (future.result() for future in finished)
+        try:
+            while running:
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= {pool.submit(_shard, folder, job) for job in islice(jobs, len(finished))}
+                yield from (future.result() for future in finished)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what was stopped can go on later
+            raise
 
 
-def _die_with_parent() -> None:
-    """Make this worker end when its parent is killed, so that none writes on beside a restarted conversion."""
+def _obey_parent() -> None:
+    """Leave Ctrl-C to the parent, and end when it is killed: nobody may write on beside a restarted conversion."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -178,15 +183,15 @@ def _write_rejections(folder: Path, records: Sequence[ShardRecord]) -> None:
 def _refuse_too_many(records: Sequence[ShardRecord], listed_in: Path, max_rejected: float) -> None:
     num_written = sum(record.shard.num_samples for record in records)
     num_rejected = sum(len(record.rejections) for record in records)
-    share = num_rejected / (num_written + num_rejected)
-    if num_written and share <= max_rejected:
+    num_read = num_written + num_rejected
+    if num_written and num_rejected <= max_rejected * num_read:
         return
     first = next(one for record in records for one in record.rejections)
-    enough = ceil(share * 10_000) / 10_000
+    enough = ceil(num_rejected / num_read * 10_000) / 10_000
     way_out = f"--max-rejected {enough:g} would accept that" if num_written else "no sample would be left"
     raise DataError(
-        f"{num_rejected} of {num_written + num_rejected} records rejected, more than the {max_rejected:.2%} "
-        f"allowed, so nothing is published; first {first.source}: {first.reason}; all are in {listed_in}; {way_out}"
+        f"{num_rejected} of {num_read} records rejected, allowed share {max_rejected:g}, so nothing is published; "
+        f"first {first.source}: {first.reason}; all are in {listed_in}; {way_out}"
     )
 
 

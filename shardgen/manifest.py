@@ -6,7 +6,6 @@ it can change unnoticed either. A folder without one is unfinished, and nothing 
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shardgen.config import Origin
 from shardgen.errors import DataError, UsageError
+from shardgen.files import write_durably
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -114,26 +114,6 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(
             f"{folder / MANIFEST}: {'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
         ) from None
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def hash_file(path: Path) -> FileInfo:

@@ -26,7 +26,8 @@ MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _WORDS = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
-_LENGTH_MASK = (1 << 29) - 1
+HEADER_BYTES = _HEADER.size
+LENGTH_MASK = (1 << 29) - 1
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _PAGES_AROUND_BYTES = 1 << 16  # what the system maps around a touched page
 _MAX_TOUCHED_BYTES = 1 << 24
@@ -121,7 +122,7 @@ class RecordFile:
         magic, word = _WORDS.unpack_from(self._map, offset)
         if magic != MAGIC:
             raise DataError(f"{self.path} byte {offset}: no record starts here; the file or its .idx is damaged")
-        length = word & _LENGTH_MASK
+        length = word & LENGTH_MASK
         self._touched_bytes += length + _PAGES_AROUND_BYTES
         if self._touched_bytes > _MAX_TOUCHED_BYTES:
             self.release()
@@ -138,7 +139,7 @@ class RecordFile:
     def ends(self, offsets: Offsets, heads: Heads) -> Offsets:
         """Return where each record ends; raise `DataError` for an offset at which no record starts."""
         inside = (offsets >= 0) & (offsets <= self.size_bytes - _WORDS.size)
-        flags, lengths = heads["word"] >> 29, (heads["word"] & _LENGTH_MASK).astype(np.int64)
+        flags, lengths = heads["word"] >> 29, (heads["word"] & LENGTH_MASK).astype(np.int64)
         plain = inside & (heads["magic"] == MAGIC) & (flags == _WHOLE)
         ends = offsets + np.where(plain, _WORDS.size + lengths + -lengths % 4, 0)
         plain &= offsets + _WORDS.size + lengths <= self.size_bytes
@@ -174,15 +175,15 @@ def read_index(path: Path) -> tuple[npt.NDArray[np.int64], Offsets]:
 
 def unpack(payload: bytes) -> ImageRecord:
     """Split an image record's payload; raise `Unreadable` when it is too short for its header."""
-    if len(payload) < _HEADER.size:
-        raise Unreadable(f"damaged record: {len(payload)} bytes, shorter than the {_HEADER.size} of a record's header")
+    if len(payload) < HEADER_BYTES:
+        raise Unreadable(f"damaged record: {len(payload)} bytes, shorter than the {HEADER_BYTES} of a record's header")
     flag, label, record_id, _ = _HEADER.unpack_from(payload)
     if not flag:
-        return ImageRecord((label,), record_id, payload[_HEADER.size :])
-    image_start = _HEADER.size + 4 * flag
+        return ImageRecord((label,), record_id, payload[HEADER_BYTES:])
+    image_start = HEADER_BYTES + 4 * flag
     if image_start > len(payload):
         raise Unreadable(f"damaged record: its header promises {flag} labels, its {len(payload)} bytes end before them")
-    labels = struct.unpack_from(f"<{flag}f", payload, _HEADER.size)
+    labels = struct.unpack_from(f"<{flag}f", payload, HEADER_BYTES)
     return ImageRecord(labels, record_id, payload[image_start:])
 
 
@@ -195,8 +196,8 @@ def pack(labels: Sequence[float], record_id: int, image: bytes) -> bytes:
 
 def _frame(payload: bytes) -> bytes:
     """Return the bytes of a record in the file: cut wherever the payload holds the magic."""
-    if len(payload) > _LENGTH_MASK:
-        raise ValueError(f"a record of {len(payload)} bytes; RecordIO holds at most {_LENGTH_MASK}")
+    if len(payload) > LENGTH_MASK:
+        raise ValueError(f"a record of {len(payload)} bytes; RecordIO holds at most {LENGTH_MASK}")
     cuts = [at for at in _occurrences(payload) if at % 4 == 0 and at + 4 <= len(payload)]
     starts = [0, *(at + 4 for at in cuts)]
     framed: list[bytes] = []

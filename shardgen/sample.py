@@ -22,6 +22,10 @@ class Sample:
     tags: Mapping[str, str]
     attributes: Mapping[str, str] = field(default_factory=dict)
 
+    def members(self, extension: str) -> list[tuple[str, bytes]]:
+        """Return name and bytes of the sample's members, in the order they have in the tar."""
+        return [(f"{self.key}.{extension}", self.image), (f"{self.key}.json", self.json_member())]
+
     def json_member(self) -> bytes:
         """Return the bytes of `<key>.json`: the same fields always give the same bytes."""
         fields = {

@@ -21,7 +21,16 @@ import pyarrow as pa
 
 from shardgen.errors import DataError, UsageError
 from shardgen.images import EXTENSIONS, Unreadable
-from shardgen.recordio import MAX_EXACT_LABEL, ImageRecord, Offsets, RecordFile, read_index, unpack
+from shardgen.recordio import (
+    HEADER_BYTES,
+    LENGTH_MASK,
+    MAX_EXACT_LABEL,
+    ImageRecord,
+    Offsets,
+    RecordFile,
+    read_index,
+    unpack,
+)
 
 Labels = npt.NDArray[np.int32]
 NO_IDENTITY = -1
@@ -86,10 +95,11 @@ class FolderSource:
         return FolderSource(self.root, self.paths.take(pa.array(records)), (), self.labels[records])
 
     def fingerprint(self) -> str:
-        """Hash the paths: whoever adds, removes or renames a file changes the input."""
+        """Hash paths and sizes: whoever adds, removes, renames or mends a file changes the input."""
         digest = hashlib.sha256()
         for name in self.names():
-            digest.update(name.encode() + b"\n")
+            path = self.root / name
+            digest.update(f"{name}\0{path.stat().st_size if path.exists() else None}\n".encode())
         return digest.hexdigest()
 
 
@@ -219,6 +229,8 @@ def open_recordio(path: Path) -> RecordIOSource:
             keys = keys + (keys < header)  # images count from 1, wherever record 0 was written
         keys, offsets = keys[~heads.imageless], offsets[~heads.imageless]
     label = heads.label if header is None else heads.label[~heads.imageless]
+    if not len(keys):
+        raise DataError(f"{file.path} holds no image record, just a header and identities; copy it again")
     identities, labels = _number_identities(label)
     return RecordIOSource(file.path, keys, offsets, identities, labels)
 
@@ -263,12 +275,13 @@ def _read_heads(file: RecordFile, offsets: Offsets) -> _Heads:
         chunk = slice(start, start + _CHUNK_HEADS)
         rows = file.heads(offsets[chunk])
         heads.ends[chunk] = file.ends(offsets[chunk], rows)
-        payload_bytes = rows["word"] & ((1 << 29) - 1)
-        split_header = (rows["word"] >> 29 != 0) & (payload_bytes < 32)  # the magic stands in its header
-        too_short = payload_bytes < np.where(rows["flag"] > 0, 28, 24)
+        payload_bytes = rows["word"] & LENGTH_MASK
+        two_labels = HEADER_BYTES + 8
+        split_header = (rows["word"] > LENGTH_MASK) & (payload_bytes < two_labels)  # the magic stands in its header
+        too_short = payload_bytes < np.where(rows["flag"] > 0, HEADER_BYTES + 4, HEADER_BYTES)
         label = np.where(rows["flag"] > 0, rows["first_label"], rows["label"])
         heads.label[chunk] = np.where(too_short, np.nan, label)
-        heads.imageless[chunk] = (rows["flag"] == 2) & (payload_bytes == 32) & ~split_header
+        heads.imageless[chunk] = (rows["flag"] == 2) & (payload_bytes == two_labels) & ~split_header
         for row in np.flatnonzero(split_header):
             heads.label[start + row] = _first_label(file.payload(int(offsets[start + row])))
         file.release()

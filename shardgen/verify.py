@@ -5,6 +5,7 @@ own. `deep` also makes every shard again from its table and its images, and comp
 tables and manifest say the same, and every image still decodes.
 """
 
+import csv
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -73,7 +74,7 @@ def _shard_faults(stem: Path, shard: ShardInfo, manifest: Manifest, counted: _Co
     writer = TarWriter(made)
     try:
         table = pq.read_table(stem.with_suffix(".parquet"))
-        if not table.schema.equals(table_schema(list(manifest.axes))):
+        if set(table.schema) != set(table_schema(list(manifest.axes))):
             raise ValueError("its table has other columns than the manifest's tag axes ask for")
         for row in table.to_pylist():
             start = made.tell()
@@ -107,12 +108,12 @@ def _remake(row: Mapping[str, Any], start: int, tar: bytes, manifest: Manifest, 
     due = (start + BLOCK_BYTES, info.width, info.height, content_hash(image), sample.dataset, sample.origin)
     if found != due:
         raise ValueError(f"sample {row['key']}: the table says {found}, image and manifest {due}")
-    writer.add_sample([(f"{sample.key}.{info.extension}", image), (f"{sample.key}.json", sample.json_member())])
+    writer.add_sample(sample.members(info.extension))
 
 
 def _count_faults(folder: Path, manifest: Manifest, counted: _Counts) -> Iterator[str]:
-    with (folder / REJECTED).open() as stream:
-        num_rejected = sum(1 for _ in stream) - 1
+    with (folder / REJECTED).open(newline="", encoding="utf-8") as stream:
+        num_rejected = sum(1 for _ in csv.reader(stream)) - 1
     tags = {axis: {value: counted.tags[axis, value] for value in values} for axis, values in manifest.axes.items()}
     for name, said, found in (
         ("num_samples", manifest.num_samples, counted.samples),

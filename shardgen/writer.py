@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shardgen import images
+from shardgen.files import write_durably
 from shardgen.images import ImageInfo, Unreadable
-from shardgen.manifest import FileInfo, ShardInfo, hash_file, write_durably
+from shardgen.manifest import FileInfo, ShardInfo, hash_file
 from shardgen.sample import Sample, content_hash, sample_key
 from shardgen.sources import Source
 from shardgen.tags import Tags
@@ -107,8 +108,7 @@ def write_shard(folder: Path, job: ShardJob) -> ShardRecord:
                 rejections.append(Rejection(key=key, source=name, reason=str(error)))
                 continue
             sample = _sample(job, position, key, name, image)
-            members = [(f"{key}.{info.extension}", image), (f"{key}.json", sample.json_member())]
-            rows.append(_row(job, position, sample, info, tar.add_sample(members)))
+            rows.append(_row(job, position, sample, info, tar.add_sample(sample.members(info.extension))))
         index = tar.finish()
         stream.flush()
         os.fsync(stream.fileno())

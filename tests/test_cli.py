@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -173,3 +174,49 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
     code = f"import cli, sys; print(sorted(set('{heavy}'.split()) & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_mended_image_gets_in_when_the_command_is_repeated(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "raw", 0, range(2), range(2))
+    victim = tmp_path / "raw" / "images" / "00000" / "1.jpg"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:-100])
+    command = ("shard", "folder", tmp_path / "raw" / "images", tmp_path / "out", "--origin", "synthetic")
+    assert "1 of 4" in error_line(facemix(*command), 1)
+    victim.write_bytes(whole)
+    assert "inputs" in error_line(facemix(*command), 2)  # half of it was made from other files
+    shutil.rmtree(tmp_path / "out.unfinished")
+    assert facemix(*command).returncode == 0
+
+
+def test_a_rec_without_an_image_is_refused(tmp_path: Path) -> None:
+    draw_recordio(tmp_path / "raw", 0, range(0), images=1)
+    done = facemix("shard", "recordio", tmp_path / "raw", tmp_path / "out", "--origin", "authentic")
+    assert "no image record" in error_line(done, 1)
+
+
+def test_a_negative_seed_is_wrong_use_and_leaves_nothing(tmp_path: Path, small_set: Path) -> None:
+    source = small_set.with_name("small.raw") / "images"
+    done = facemix("shard", "folder", source, tmp_path / "out", "--origin", "authentic", "--seed", "-1")
+    assert "--seed" in error_line(done, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_diverged_run_stops_and_says_so(recipe: Path, tmp_path: Path) -> None:
+    done = facemix("train", recipe, f"run={tmp_path / 'run'}", "optimizer.lr=1e30", "training.log_every=1")
+    assert done.returncode == 1
+    assert "diverged" in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_stop_before_the_resumed_step_is_no_interruption(recipe: Path, tmp_path: Path) -> None:
+    run = f"run={tmp_path / 'run'}"
+    assert facemix("train", recipe, run, "--stop-at", "2").returncode == 0
+    assert facemix("train", recipe, run, "--resume", "--stop-at", "1").returncode == 0
+
+
+def test_a_checkpoint_s_report_goes_to_its_run(trained: Path, tmp_path: Path) -> None:
+    draw_bin(tmp_path / "pairs.bin", 0, range(4), images=3, pairs=20)
+    (newest,) = (trained / "checkpoints").glob("*.pt")
+    assert facemix("eval", newest, "--bin", f"pairs={tmp_path / 'pairs.bin'}").returncode == 0
+    assert (trained / "report.html").exists()

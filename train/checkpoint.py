@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from shardgen.errors import DataError, UsageError
+from shardgen.files import sync_folder
 
 VERSION = 1
 State = dict[str, Any]
@@ -27,6 +28,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
         stream.flush()
         os.fsync(stream.fileno())
     aside.replace(path)
+    sync_folder(folder)
     for old in all_in(folder)[:-keep]:
         old.unlink()
     return path
@@ -63,7 +65,10 @@ def load(path: Path) -> State:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} is no checkpoint of facemix, or damaged: {reason}") from None
     if damaged:
-        raise DataError(f"{path} is damaged: {damaged} in it differs from its checksum; take an older checkpoint")
+        raise DataError(
+            f"{path} is damaged: {damaged} in it differs from its checksum; "
+            "delete it, and --resume goes on from the one before"
+        )
     if not isinstance(state, dict) or state.get("version") != VERSION:
         found = state.get("version", "none") if isinstance(state, dict) else "none"
         raise DataError(f"{path}: checkpoint version {found}, this facemix reads {VERSION}")

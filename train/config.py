@@ -65,8 +65,8 @@ class ScheduleConfig(_Config):
     """Epochs at which a step schedule multiplies by gamma."""
     gamma: float = Field(default=0.1, gt=0, le=1)
     """Factor at each milestone."""
-    power: float = Field(default=2.0, gt=0)
-    """Exponent of the polynomial; InsightFace uses 2."""
+    power: float = Field(default=1.0, gt=0)
+    """Exponent of the polynomial; 1 is InsightFace's linear decay."""
 
 
 class TrainingConfig(_Config):
@@ -93,7 +93,7 @@ class Recipe(_Config):
     """Name of the run."""
     run: Path | None = None
     """Folder of the run; runs/<name> unless given."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of order, augmentation and initial weights."""
     mix: MixConfig
     """Which sets, in which shares."""
@@ -118,7 +118,7 @@ class Recipe(_Config):
         return self.run or Path("runs") / self.name
 
 
-# What may change between stopping and resuming: it changes no batch and no gradient.
+# What may change between stopping and resuming: it changes no batch. (Another device may round differently.)
 FREE_TO_CHANGE = frozenset(
     {
         "run",

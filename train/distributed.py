@@ -28,6 +28,8 @@ _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
 def join(world: World, device: torch.device) -> None:
     """Connect to the other processes: NCCL between GPUs, gloo between CPUs."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if world.world_size > 1:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 

@@ -19,6 +19,8 @@ class TrainedEncoder:
     loader: LoaderConfig
     """How its training images were made; images to embed are made likewise."""
     description: str
+    run: Path
+    """Its run's folder."""
 
 
 def load_encoder(path: Path, device: torch.device) -> TrainedEncoder:
@@ -28,4 +30,6 @@ def load_encoder(path: Path, device: torch.device) -> TrainedEncoder:
     recipe = Recipe.model_validate(state["recipe"])
     network = make_encoder(recipe.encoder, recipe.loader.image_size)
     network.load_state_dict(state["encoder"])
-    return TrainedEncoder(network.to(device).eval(), recipe.loader, f"{path} at step {state['step']}")
+    return TrainedEncoder(
+        network.to(device).eval(), recipe.loader, f"{path} at step {state['step']}", found.parent.parent
+    )

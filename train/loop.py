@@ -6,6 +6,7 @@ learning rate and the random state that an uninterrupted run would have had.
 
 import json
 import logging
+import math
 import platform
 import signal
 import time
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,18 +23,17 @@ import torch
 import yaml
 from torch import nn
 
-from pipeline.catalog import open_catalog
+from pipeline.hashing import derive_key
 from pipeline.loader import Batch, FaceLoader, resolve_device
-from pipeline.plan import Plan
-from pipeline.stats import Throughput
-from shardgen.errors import UsageError
-from shardgen.manifest import write_durably
+from pipeline.plan import Plan, open_plan
+from shardgen.errors import DataError, UsageError
+from shardgen.files import write_durably
 from train import checkpoint
 from train.backbones import IResNet, make_encoder
 from train.config import Recipe, differences
 from train.distributed import World, any_rank, join, leave, replicate, this_world
 from train.heads import MarginHead
-from train.metrics import MetricsWriter, StepMetrics
+from train.metrics import Reporter
 from train.schedule import lr_factor
 
 _log = logging.getLogger("facemix.train")
@@ -46,6 +46,8 @@ class RunResult:
     folder: Path
     step: int
     num_steps: int
+    is_main: bool
+    """Whether this is the process that speaks for all."""
 
     @property
     def finished(self) -> bool:
@@ -67,12 +69,6 @@ class Recogniser(nn.Module):
         return loss
 
 
-def plan_of(recipe: Recipe) -> Plan:
-    """Open a recipe's sets and lay out its batches; raise `UsageError` or `DataError` when they are at fault."""
-    catalog = open_catalog({name: one.path for name, one in recipe.mix.sets.items()})
-    return Plan(catalog, recipe.mix, recipe.seed, recipe.loader.batch_size)
-
-
 def train(recipe: Recipe, *, resume: bool = False, stop_at: int | None = None) -> RunResult:
     """Train as the recipe says, in its run folder, until the end, a signal, or step `stop_at`.
 
@@ -83,19 +79,20 @@ def train(recipe: Recipe, *, resume: bool = False, stop_at: int | None = None) -
     device = resolve_device(recipe.loader.device, world.local_rank)
     run = recipe.run_folder
     latest = _latest_checkpoint(run, recipe, resume)
-    plan = plan_of(recipe)
+    plan = open_plan(recipe.mix, recipe.seed, recipe.loader.batch_size)
     join(world, device)
     try:
         trainer = Trainer(recipe, plan, world, device)
         if latest is not None:
             trainer.load_state_dict(latest)
-            _log.info("resuming %s at step %d", run, trainer.step)
         if world.rank == 0:
             _describe(run, recipe, device)
+            if resume:
+                _log.info("%s: going on from step %d", run, trainer.step)
         step = trainer.run(stop_at)
     finally:
         leave(world)
-    return RunResult(run, step, trainer.num_steps)
+    return RunResult(run, step, trainer.num_steps, is_main=world.rank == 0)
 
 
 def _latest_checkpoint(run: Path, recipe: Recipe, resume: bool) -> checkpoint.State | None:
@@ -115,13 +112,12 @@ def _describe(run: Path, recipe: Recipe, device: torch.device) -> None:
     """Write the resolved recipe and what it runs on."""
     run.mkdir(parents=True, exist_ok=True)
     write_durably(run / "config.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode())
-    packages = ("facemix", "torch", "numpy", "opencv-python-headless", "pyarrow")
     environment = {
         "python": platform.python_version(),
         "machine": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
-        "packages": {name: version(name) for name in packages},
+        "packages": dict(sorted((one.name, one.version) for one in distributions())),
     }
     write_durably(run / "environment.json", json.dumps(environment, indent=1).encode())
 
@@ -130,7 +126,8 @@ def autocast_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:
     """Return the type to compute activations in, or None for float32 throughout."""
     precision = recipe.training.precision
     if precision == "auto":
-        native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+        on_gpu = device.type == "cuda"
+        native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
         precision = "bf16" if native else "fp32"
     return torch.bfloat16 if precision == "bf16" else None
 
@@ -141,6 +138,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, plan: Plan, world: World, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
         self.step = 0
+        self._saved_at: int | None = None
         self.num_steps = max(1, round(recipe.training.epochs * plan.batches_per_epoch))
         self._recipe = recipe
         self._plan = plan
@@ -165,38 +163,29 @@ class Trainer:
     def run(self, stop_at: int | None) -> int:
         """Take steps until the last, `stop_at` or a signal; save; return the number of steps done."""
         last = self.num_steps if stop_at is None else min(stop_at, self.num_steps)
-        begun_at = self.step
         training = self._recipe.training
-        writer = MetricsWriter(self._recipe.run_folder, self.step) if self._world.rank == 0 else None
-        spent = Throughput()
-        begun = time.monotonic()
+        reporter = Reporter(self._recipe.run_folder, self.step) if self._world.rank == 0 else None
         with _stop_signals() as stopped:
             while self.step < last and not any_rank(bool(stopped), self._world):
-                batch, loss, throughput = self._timed_step()
-                spent += throughput
-                if self.step % training.log_every == 0 or self.step == last:
-                    metrics = self._metrics(batch, loss, spent)
-                    spent = Throughput()
-                    per_step = (time.monotonic() - begun) / (self.step - begun_at)
-                    if writer is not None:
-                        writer.write(metrics)
-                        _log.info(metrics.line(self.num_steps, per_step * (self.num_steps - self.step)))
+                begun = time.monotonic()
+                batch = next(self._loader)
+                waited = time.monotonic() - begun
+                loss = self._take_step(batch)
+                if reporter is not None:
+                    reporter.count(self._plan.batch_size, waited)
+                    if self.step % training.log_every == 0 or self.step == last:
+                        reporter.report(self._metrics(batch, loss), self.num_steps)
                 if self.step % training.checkpoint_every == 0:
                     self._save()
         self._save()
         self._loader.close()
-        if writer is not None:
-            writer.close()
+        if reporter is not None:
+            reporter.close()
         return self.step
 
-    def _timed_step(self) -> tuple[Batch, torch.Tensor, Throughput]:
-        begun = time.monotonic()
-        batch = next(self._loader)
-        waited = time.monotonic() - begun
-        loss = self._take_step(batch)
-        return batch, loss, Throughput(self._plan.batch_size, time.monotonic() - begun, waited)
-
     def _take_step(self, batch: Batch) -> torch.Tensor:
+        # Dropout, too, is a function of where the run stands: nothing to save, and no two ranks alike.
+        torch.manual_seed(derive_key(self._recipe.seed, "step", self.step, self._world.rank) >> 1)
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr()
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
@@ -213,21 +202,24 @@ class Trainer:
         epochs = self.num_steps / self._plan.batches_per_epoch
         return self._recipe.optimizer.lr * lr_factor(self._recipe.schedule, epoch, epochs)
 
-    def _metrics(self, batch: Batch, loss: torch.Tensor, spent: Throughput) -> StepMetrics:
-        return StepMetrics(
-            step=self.step,
-            epoch=self.step / self._plan.batches_per_epoch,
-            loss=loss.item(),
-            lr=self._optimizer.param_groups[0]["lr"],
-            images_per_second=spent.images_per_second,
-            waiting_share=spent.waiting_share,
-            batch_crc32=f"{zlib.crc32(batch.sample_ids.cpu().numpy().tobytes()):08x}",
-        )
+    def _metrics(self, batch: Batch, loss: torch.Tensor) -> dict[str, Any]:
+        """Return what is reported of the step just taken; on a GPU this waits for it."""
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DataError(f"the loss is {value} at step {self.step}: training diverged; lower optimizer.lr")
+        return {
+            "step": self.step,
+            "epoch": self.step / self._plan.batches_per_epoch,
+            "loss": value,
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "batch_crc32": f"{zlib.crc32(batch.sample_ids.cpu().numpy().tobytes()):08x}",
+        }
 
     def _save(self) -> None:
-        if self._world.rank == 0:
+        if self._world.rank == 0 and self.step != self._saved_at:
             folder = self._recipe.run_folder / "checkpoints"
             checkpoint.save(folder, self.step, self.state_dict(), self._recipe.training.keep_checkpoints)
+            self._saved_at = self.step
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next steps depend on."""
@@ -238,8 +230,6 @@ class Trainer:
             "head": self._model.head.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "loader": self._loader.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if self._device.type == "cuda" else [],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -248,10 +238,7 @@ class Trainer:
         self._model.encoder.load_state_dict(state["encoder"])
         self._model.head.load_state_dict(state["head"])
         self._optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        if self._device.type == "cuda" and state["random_cuda"]:
-            torch.cuda.set_rng_state_all(state["random_cuda"])
-        self.step = state["step"]
+        self.step = self._saved_at = state["step"]
 
 
 @contextmanager

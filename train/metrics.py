@@ -1,12 +1,20 @@
 """What a run reports: a line for people, `metrics.jsonl` for programs, TensorBoard for curves."""
 
 import json
+import logging
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from pipeline.stats import Throughput
+from shardgen.files import write_durably
+
 _FILE = "metrics.jsonl"
+_log = logging.getLogger("facemix.train")
 
 
 @dataclass(frozen=True)
@@ -17,6 +25,7 @@ class StepMetrics:
     """Steps done."""
     epoch: float
     loss: float
+    """Of this step; under torchrun, of rank 0's slice of it."""
     lr: float
     images_per_second: float
     """Global images per second since the last line."""
@@ -33,21 +42,35 @@ class StepMetrics:
         )
 
 
-class MetricsWriter:
-    """Appends to a run's records; a resumed run goes on after the step of its checkpoint."""
+class Reporter:
+    """Measures and reports the steps of a run; a resumed run goes on after the step of its checkpoint."""
 
     def __init__(self, run: Path, after_step: int) -> None:
+        run.mkdir(parents=True, exist_ok=True)
         self._path = run / _FILE
         kept = [one for one in read_metrics(run) if one.step <= after_step]
-        self._path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in kept))
+        write_durably(self._path, "".join(json.dumps(asdict(one)) + "\n" for one in kept).encode())
         self._events = SummaryWriter(str(run), purge_step=after_step + 1)
+        self._first_step = after_step
+        self._begun = self._last_line = time.monotonic()
+        self._since_last_line = Throughput()
 
-    def write(self, metrics: StepMetrics) -> None:
-        """Append one step."""
+    def count(self, images: int, waiting_seconds: float) -> None:
+        """Add a step's images, and how long it waited for them."""
+        self._since_last_line += Throughput(images, 0, waiting_seconds)
+
+    def report(self, fields: Mapping[str, Any], num_steps: int) -> None:
+        """Write down a step whose figures are known, so that all its work is in the time measured."""
+        now = time.monotonic()
+        spent = self._since_last_line + Throughput(seconds=now - self._last_line)
+        self._last_line, self._since_last_line = now, Throughput()
+        metrics = StepMetrics(images_per_second=spent.images_per_second, waiting_share=spent.waiting_share, **fields)
         with self._path.open("a") as stream:
             stream.write(json.dumps(asdict(metrics)) + "\n")
         for name in ("loss", "lr", "images_per_second", "waiting_share"):
             self._events.add_scalar(f"train/{name}", getattr(metrics, name), metrics.step)
+        per_step = (now - self._begun) / (metrics.step - self._first_step)
+        _log.info(metrics.line(num_steps, per_step * (num_steps - metrics.step)))
 
     def close(self) -> None:
         """Flush the events."""

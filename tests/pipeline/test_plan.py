@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.catalog import ORIGIN, Catalog
 from pipeline.config import MixConfig
-from pipeline.plan import Plan, PlannedBatch
+from pipeline.plan import Plan, PlannedBatch, open_plan
 from shardgen.errors import UsageError
 
 WEBFACE42M = 42_474_558
@@ -285,3 +285,9 @@ def test_the_state_key_tells_what_differs(name: str, change: dict[str, Any]) -> 
 def test_the_state_key_does_not_know_where_the_sets_lie() -> None:
     elsewhere = MixConfig.model_validate({"sets": {"real": {"path": "/mnt/a"}, "drawn": {"path": "/mnt/b"}}})
     assert plan_of(elsewhere).state_key == plan_of(NATURAL).state_key
+
+
+def test_one_folder_under_two_names_in_a_mix_is_refused(small_set: Path) -> None:
+    mix = MixConfig.model_validate({"sets": {"one": {"path": small_set}, "again": {"path": small_set}}})
+    with pytest.raises(UsageError, match="under 2 names"):
+        open_plan(mix, 0, 8)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardgen.errors import DataError, UsageError
+from shardgen.files import write_durably
 from shardgen.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -19,7 +20,6 @@ from shardgen.manifest import (
     ShardInfo,
     hash_file,
     read_manifest,
-    write_durably,
     write_manifest,
 )
 

@@ -14,13 +14,14 @@ import yaml
 from torch import nn
 
 from pipeline.loader import FaceLoader
+from pipeline.plan import open_plan
 from tests.support import ROOT, make_set
 from train import checkpoint
 from train.backbones import make_encoder
 from train.config import Recipe
 from train.distributed import World, replicate, this_world
 from train.heads import MarginHead
-from train.loop import Recogniser, plan_of, train
+from train.loop import Recogniser, train
 from train.metrics import read_metrics
 
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def in_folder(recipe: Recipe, run: Path) -> tuple[Recipe, Path]:
 
 def restated(recipe: Recipe, start: checkpoint.State, num_steps: int) -> nn.Module:
     """The definition: the mean of both halves' gradients, batch norm over a half, its record that of rank 0."""
-    plan = plan_of(recipe)
+    plan = open_plan(recipe.mix, recipe.seed, recipe.loader.batch_size)
     model = Recogniser(make_encoder(recipe.encoder, 32), MarginHead(recipe.head, 16, len(plan.catalog.identities)))
     model.encoder.load_state_dict(start["encoder"])
     model.head.load_state_dict(start["head"])
@@ -104,7 +105,7 @@ def test_two_processes_do_what_data_parallelism_means(recipe: Recipe, tmp_path: 
     weights = {f"{part}.{name}": value for part in ("encoder", "head") for name, value in state[part].items()}
     torch.testing.assert_close(weights, dict(expected.state_dict()), rtol=1e-3, atol=1e-4)
 
-    plan = plan_of(recipe)
+    plan = open_plan(recipe.mix, recipe.seed, recipe.loader.batch_size)
     halves = [plan.batch(step).sample_ids[:4] for step in range(NUM_STEPS)]
     assert [one.batch_crc32 for one in read_metrics(tmp_path / "two")] == [
         f"{zlib.crc32(half.tobytes()):08x}" for half in halves
