@@ -55,8 +55,8 @@ def _shortened(counts: Mapping[str, int]) -> str:
 def lines_of_conversion(manifest: Manifest, out: Path) -> list[str]:
     """Return what a person reads when a conversion is done: nothing is lost, and what is not known."""
     return [
-        f"{out}: read {manifest.num_read} = written {manifest.num_samples} + rejected {manifest.num_rejected}; "
-        f"{manifest.num_identities} identities, {len(manifest.shards)} shards",
+        f"{out} ({manifest.origin}): read {manifest.num_read} = written {manifest.num_samples} "
+        f"+ rejected {manifest.num_rejected}; {manifest.num_identities} identities, {len(manifest.shards)} shards",
         *(
             f"  rejected {count}: {reason} (see {out / REJECTED})"
             for reason, count in manifest.rejected_reasons.items()

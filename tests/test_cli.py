@@ -126,7 +126,7 @@ def test_a_bin_that_would_run_code_is_refused_before_it_does(trained: Path, tmp_
 
 def test_wrong_options_are_one_line(tmp_path: Path) -> None:
     assert "bogus" in error_line(facemix("bogus"), 2)
-    assert "--origin" in error_line(facemix("shard", "folder", tmp_path, tmp_path / "out"), 2)
+    assert "robot" in error_line(facemix("shard", "folder", tmp_path, tmp_path / "out", "--origin", "robot"), 2)
     done = facemix("shard", "folder", ROOT / "tests", tmp_path / "out", "--origin", "authentic", "--max-rejected", "7")
     assert done.returncode != 0
 

@@ -61,7 +61,7 @@ def test_what_a_person_reads_of_a_set(small_set: Path) -> None:
 def test_what_a_person_reads_when_a_conversion_is_done(tmp_path: Path) -> None:
     out = coloured_set(tmp_path / "set", [1, 1, 1], r"p(?P<half>[01])")
     assert lines_of_conversion(read_manifest(out), out) == [
-        f"{out}: read 3 = written 3 + rejected 0; 3 identities, 1 shards",
+        f"{out} (authentic): read 3 = written 3 + rejected 0; 3 identities, 1 shards",
         "  half: 2 values, 1 samples unknown",
     ]
 
