@@ -91,7 +91,8 @@ def summarise(folder: Path) -> Summary:
         images_per_identity=(int(per_identity.min()), float(per_identity.mean()), int(per_identity.max())),
         image_sizes=dict(sizes.most_common()),
         counts={
-            axis: {value: count for value, count in values.items() if count} for axis, values in manifest.counts.items()
+            axis: {value: count for value in values if (count := manifest.counts[axis][value])}
+            for axis, values in manifest.axes.items()
         },
     )
 

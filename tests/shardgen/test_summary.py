@@ -61,7 +61,7 @@ def test_what_a_person_reads_of_a_set(small_set: Path) -> None:
 def test_what_a_person_reads_when_a_conversion_is_done(tmp_path: Path) -> None:
     out = coloured_set(tmp_path / "set", [1, 1, 1], r"p(?P<half>[01])")
     assert lines_of_conversion(read_manifest(out), out) == [
-        f"{out} (authentic): read 3 = written 3 + rejected 0; 3 identities, 1 shards",
+        f"{out} (synthetic): read 3 = written 3 + rejected 0; 3 identities, 1 shards",
         "  half: 2 values, 1 samples unknown",
     ]
 
@@ -118,3 +118,8 @@ def test_several_sets_stand_below_each_other_and_in_a_png(tmp_path: Path, small_
     assert sheet.shape[0] == (1 + 4 + 1) * CELL
     write_png(tmp_path / "new" / "sheet.picture", sheet)
     assert (decode((tmp_path / "new" / "sheet.picture").read_bytes()) == sheet).all()
+
+
+def test_ages_are_listed_in_the_order_of_numbers(tmp_path: Path) -> None:
+    out = coloured_set(tmp_path / "set", [1] * 12, r"p(?P<age>[0-9]+)")
+    assert list(summarise(out).counts["age"]) == [str(age) for age in range(12)]
