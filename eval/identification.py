@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
 from eval.embed import Embeddings
-
-Labels = npt.NDArray[np.int64]
+from eval.protocols import Labels
 
 
 @dataclass(frozen=True)

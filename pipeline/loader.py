@@ -31,7 +31,7 @@ class Batch:
     images: torch.Tensor
     """`[batch, 3, size, size] float32` in [-1, 1], RGB, channels_last in memory."""
     labels: torch.Tensor
-    """`[batch] int64`, 0 <= label < number of identities over all sets."""
+    """`[batch] int64`, 0 <= label < number of identities that take part."""
     sample_ids: torch.Tensor
     """`[batch] int64`: rows of the catalog."""
     tags: Mapping[str, torch.Tensor]

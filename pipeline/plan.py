@@ -23,6 +23,8 @@ from shardgen.errors import UsageError
 from shardgen.tags import UNKNOWN
 
 Ids = npt.NDArray[np.int64]
+Members = range | npt.NDArray[np.uint32]
+"""Sample ids; a range where they are consecutive, so that a plain set costs no memory."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,7 @@ class Stratum:
     value: str | None
     """Value of the set's balance tag, or None for the whole set."""
     share: Fraction
-    members: "Members"
-    """Sample ids; a range where they are consecutive, so that a plain set costs no memory."""
+    members: Members
 
     @property
     def name(self) -> str:
@@ -130,9 +131,6 @@ class Plan:
             passes.append(positions // size)
         slots = order_of(np.arange(self.batch_size), self.batch_size, derive_key(self.seed, "slots", number))
         return PlannedBatch(np.concatenate(ids)[slots], np.concatenate(passes)[slots])
-
-
-Members = range | npt.NDArray[np.uint32]
 
 
 def open_plan(mix: MixConfig, seed: int, batch_size: int) -> Plan:

@@ -13,6 +13,7 @@ import yaml
 
 from shardgen.procedural import draw_bin, draw_folder, draw_recordio
 from tests.support import ROOT, facemix, make_set
+from train import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -202,11 +203,13 @@ def test_a_negative_seed_is_wrong_use_and_leaves_nothing(tmp_path: Path, small_s
     assert not list(tmp_path.iterdir())
 
 
-def test_a_diverged_run_stops_and_says_so(recipe: Path, tmp_path: Path) -> None:
-    done = facemix("train", recipe, f"run={tmp_path / 'run'}", "optimizer.lr=1e30", "training.log_every=1")
+@pytest.mark.parametrize("noticed", ["training.log_every=1", "training.checkpoint_every=1"])
+def test_a_diverged_run_stops_and_is_not_saved(recipe: Path, tmp_path: Path, noticed: str) -> None:
+    done = facemix("train", recipe, f"run={tmp_path / 'run'}", "optimizer.lr=1e30", noticed)
     assert done.returncode == 1
     assert "diverged" in done.stderr.splitlines()[-1]
-    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    for saved in (tmp_path / "run").glob("checkpoints/*.pt"):  # the steps before it went wrong
+        assert all(weights.isfinite().all() for weights in checkpoint.load(saved)["encoder"].values())
 
 
 def test_a_stop_before_the_resumed_step_is_no_interruption(recipe: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_the_demo_recognises_people_it_has_never_seen(demo: Path) -> None:
     (verified,) = results["verification"]
     found = results["identification"]
     assert verified["accuracy"]["mean"] > 0.85
-    assert found["rank_1"] > 5 / found["num_templates"]
+    assert found["rank_1"] > 0.5  # by chance it would be 1 of 32
     assert {one["group"] for one in found["groups"]["group"]} == {"north", "east", "south", "west"}
 
 

@@ -217,6 +217,8 @@ class Trainer:
 
     def _save(self) -> None:
         if self._world.rank == 0 and self.step != self._saved_at:
+            if not all(parameter.isfinite().all() for parameter in self._model.parameters()):
+                raise DataError(f"weights at step {self.step} are not finite: training diverged; lower optimizer.lr")
             folder = self._recipe.run_folder / "checkpoints"
             checkpoint.save(folder, self.step, self.state_dict(), self._recipe.training.keep_checkpoints)
             self._saved_at = self.step
