@@ -127,11 +127,11 @@ def _read_set(
 
 def _read_shard(folder: Path, shard: ShardInfo, axes: Sequence[str]) -> Columns:
     """Return the columns of a shard's table; tags as `tag:<axis>`, since an axis may have any name."""
-    for suffix in (".tar", ".parquet"):
+    for suffix in (".tar", shard.table.removeprefix(shard.name)):
         path, num_bytes = folder / f"{shard.name}{suffix}", shard.files[suffix].bytes
         if not path.exists() or path.stat().st_size != num_bytes:
             raise DataError(f"{path} is missing or not {num_bytes} bytes; see `facemix verify {folder}`")
     fixed = ("offset", "size", "identity", "width", "height")
-    table = pq.read_table(folder / f"{shard.name}.parquet", columns=[*fixed, *axes])
+    table = pq.read_table(folder / shard.table, columns=[*fixed, *axes])
     columns = {column: table[column].to_numpy() for column in fixed}
     return columns | {f"tag:{axis}": table[axis].to_numpy() for axis in axes}

@@ -17,24 +17,30 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, repeat
 from math import ceil
 from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from shardgen.config import ShardConfig
+from shardgen.counts import Counted
 from shardgen.errors import DataError, UsageError
-from shardgen.files import sync_folder, write_durably
+from shardgen.files import ASIDE, becoming, write_durably
 from shardgen.manifest import (
     MANIFEST,
     REJECTED,
     Manifest,
     ShardInfo,
+    TagSource,
     hash_file,
     read_manifest,
     write_manifest,
@@ -44,67 +50,106 @@ from shardgen.tags import Tags
 from shardgen.writer import ShardJob, ShardRecord, finished_shard, write_shard
 
 _JOB = "job.json"
+_STAMP = "files"
+_CHANGED = "that have changed since"
+_HASHED = {
+    "inputs": f"{_CHANGED} (records, names, sizes or identities)",
+    "tags": f"{_CHANGED} (axes, values or who has them)",
+    "landmarks": _CHANGED,
+    _STAMP: f"{_CHANGED} (sizes or times, so their content may be another)",
+}
 _REPORT_SECONDS = 5.0
 
 _log = logging.getLogger("facemix.shard")
 
 
-def convert(source: Source, tags: Tags, out: Path, config: ShardConfig) -> Manifest:
+@dataclass(frozen=True)
+class Conversion:
+    """All that decides a set's bytes."""
+
+    source: Source
+    tags: Tags
+    config: ShardConfig
+    tag_sources: Sequence[TagSource] = ()
+    """Where the tags came from, for the manifest."""
+    landmarks: npt.NDArray[np.float64] | None = None
+    """`[records, 5, 2]` to align every face by; see `shardgen.align`."""
+
+    @cached_property
+    def job(self) -> dict[str, str | int]:
+        """What the manifest says of it: the same job gives the same bytes."""
+        aligned = "" if self.landmarks is None else hashlib.sha256(self.landmarks.tobytes()).hexdigest()
+        return {
+            "inputs": self.source.fingerprint(),
+            "tags": self.tags.fingerprint(),
+            "landmarks": aligned,
+            **self.config.identity_of_job(),
+        }
+
+    @cached_property
+    def begun(self) -> dict[str, str | int]:
+        """What a restart must find unchanged: the job, and the times of the input's files."""
+        return {**self.job, _STAMP: self.source.stamp()}
+
+    @cached_property
+    def digest(self) -> str:
+        """One hash of all that, for each shard to be bound to."""
+        return hashlib.sha256(json.dumps(self.begun, sort_keys=True).encode()).hexdigest()
+
+
+def convert(
+    source: Source,
+    tags: Tags,
+    out: Path,
+    config: ShardConfig,
+    tag_sources: Sequence[TagSource] = (),
+    landmarks: npt.NDArray[np.float64] | None = None,
+) -> Manifest:
     """Turn a source into a shard set in `out` and return its manifest.
 
-    Raises `UsageError` when `out` already holds something or an unfinished conversion with other
-    options is there, `DataError` when more than `config.max_rejected` of the records cannot become
-    samples; then `out` does not appear, and `rejected.csv` in the unfinished folder says why.
+    Raises `UsageError` when `out` already holds something, another conversion into it is running, or an
+    unfinished one with other inputs or options is there; `DataError` when more than
+    `config.max_rejected` of the records cannot become samples; then `out` does not appear, and
+    `rejected.csv` in the unfinished folder says why.
     """
-    out = out.resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} already holds something; choose another folder, or delete it first")
-    unfinished = out.with_name(out.name + ".unfinished")
-    job = _job_of(source, tags, config)
-    _begin(unfinished, job)
-    if not (unfinished / MANIFEST).exists():
-        records = sorted(_run(source, tags, config, unfinished), key=lambda record: record.shard.name)
-        _write_rejections(unfinished, records)
-        _refuse_too_many(records, unfinished / REJECTED, config.max_rejected)
-        shards = list(_number(unfinished, records))
-        write_manifest(unfinished, _manifest(unfinished, shards, records, source, tags, config, job))
-    manifest = read_manifest(unfinished)
-    for leftover in [*unfinished.glob("[0-9]*.json"), unfinished / _JOB]:
-        leftover.unlink(missing_ok=True)
-    unfinished.replace(out)
-    sync_folder(out.parent)
+    work = Conversion(source, tags, config, tag_sources, landmarks)
+    with becoming(out) as unfinished:
+        _begin(unfinished, work)
+        if not (unfinished / MANIFEST).exists():
+            records = sorted(_run(work, unfinished), key=lambda record: record.shard.name)
+            _write_rejections(unfinished, records)
+            _refuse_too_many(records, unfinished / REJECTED, config.max_rejected)
+            shards = list(_number(unfinished, records))
+            write_manifest(unfinished, _manifest(unfinished, shards, records, work))
+        manifest = read_manifest(unfinished)
+        for leftover in [*unfinished.glob("[0-9]*.json"), *unfinished.glob(ASIDE), unfinished / _JOB]:
+            leftover.unlink(missing_ok=True)
     return manifest
 
 
-def _job_of(source: Source, tags: Tags, config: ShardConfig) -> dict[str, str | int]:
-    """Return all that decides the set's bytes; an unfinished conversion goes on only with the same."""
-    digest = hashlib.sha256(json.dumps([tags.axes, source.identities]).encode())
-    digest.update(tags.codes.tobytes())
-    return {"inputs": source.fingerprint(), "tags": digest.hexdigest(), **config.identity_of_job()}
-
-
-def _begin(unfinished: Path, job: Mapping[str, str | int]) -> None:
-    unfinished.mkdir(parents=True, exist_ok=True)
+def _begin(unfinished: Path, work: Conversion) -> None:
     marker = unfinished / _JOB
     if (unfinished / MANIFEST).exists():
-        begun = read_manifest(unfinished).job
+        begun, now = read_manifest(unfinished).job, work.job
     elif marker.exists():
-        begun = json.loads(marker.read_bytes())
-    elif any(unfinished.glob("[0-9]*")):
-        raise UsageError(f"{unfinished} holds shards of no known conversion; delete it to start anew")
+        begun, now = json.loads(marker.read_bytes()), work.begun
+    elif any(path for path in unfinished.iterdir() if not path.match(ASIDE)):
+        raise UsageError(f"{unfinished} holds files of no known conversion; delete it to start anew")
     else:
-        begun = job
-        write_durably(marker, json.dumps(job).encode())
-    for name in job:
-        if begun.get(name) != job[name]:
-            raise UsageError(
-                f"{unfinished} was begun with {name} {begun.get(name)}, now it is {job[name]}; "
-                "repeat the first options to go on, or delete the folder to start anew"
-            )
+        begun = now = work.begun
+        write_durably(marker, json.dumps(begun).encode())
+    different = next((name for name in now if begun.get(name) != now[name]), None)
+    if different is not None:
+        was = _HASHED.get(different) or f"{begun.get(different)}, now it is {now[different]}"
+        raise UsageError(
+            f"{unfinished} was begun with {different} {was}; "
+            "repeat the first inputs and options to go on, or delete the folder to start anew"
+        )
 
 
-def _jobs(source: Source, tags: Tags, config: ShardConfig) -> Iterator[ShardJob]:
+def _jobs(work: Conversion) -> Iterator[ShardJob]:
     """Cut the records into shards, in source order or in a seeded shuffle of the whole source."""
+    source, config = work.source, work.config
     if config.order == "shuffled":
         order = np.random.default_rng(config.seed).permutation(len(source)).astype(np.int64)
     else:
@@ -118,14 +163,17 @@ def _jobs(source: Source, tags: Tags, config: ShardConfig) -> Iterator[ShardJob]
             records=records,
             source=source.part(records),
             identities=[source.identities[label] if label >= 0 else "" for label in source.labels[records].tolist()],
-            tags=tags.part(records),
+            tags=work.tags.part(records),
+            images=config.image_options(),
+            landmarks=None if work.landmarks is None else work.landmarks[records],
+            digest=work.digest,
         )
 
 
-def _run(source: Source, tags: Tags, config: ShardConfig, folder: Path) -> Iterator[ShardRecord]:
+def _run(work: Conversion, folder: Path) -> Iterator[ShardRecord]:
     """Yield what became of every shard, as they complete; those already there are not made again."""
-    jobs = _jobs(source, tags, config)
-    workers = min(config.workers, -(-len(source) // config.shard_samples))
+    jobs, total = _jobs(work), len(work.source)
+    workers = min(work.config.workers, -(-total // work.config.shard_samples))
     results = map(_shard, repeat(folder), jobs) if workers == 1 else _in_processes(folder, jobs, workers)
     begun = reported = time.monotonic()
     num_read = 0
@@ -134,13 +182,12 @@ def _run(source: Source, tags: Tags, config: ShardConfig, folder: Path) -> Itera
         now = time.monotonic()
         if now - reported > _REPORT_SECONDS:
             reported, rate = now, num_read / (now - begun)
-            left = (len(source) - num_read) / rate
-            _log.info("%d of %d records, %.0f records/s, %.0f s left", num_read, len(source), rate, left)
+            _log.info("%d of %d records, %.0f records/s, %.0f s left", num_read, total, rate, (total - num_read) / rate)
         yield record
 
 
 def _shard(folder: Path, job: ShardJob) -> ShardRecord:
-    return finished_shard(folder, job.number) or write_shard(folder, job)
+    return finished_shard(folder, job.number, job.digest) or write_shard(folder, job)
 
 
 def _in_processes(folder: Path, jobs: Iterator[ShardJob], workers: int) -> Iterator[ShardRecord]:
@@ -153,6 +200,11 @@ def _in_processes(folder: Path, jobs: Iterator[ShardJob], workers: int) -> Itera
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 running |= {pool.submit(_shard, folder, job) for job in islice(jobs, len(finished))}
                 yield from (future.result() for future in finished)
+        except BrokenProcessPool:
+            raise DataError(
+                f"a worker process was killed, perhaps for lack of memory; {folder} keeps the shards that are done: "
+                "repeat the command to go on, with fewer --workers if memory is short"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # what was stopped can go on later
             raise
@@ -173,7 +225,7 @@ def _obey_parent() -> None:
 
 def _write_rejections(folder: Path, records: Sequence[ShardRecord]) -> None:
     text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
+    lines = csv.writer(text)
     lines.writerow(["key", "source", "reason"])
     for record in records:
         lines.writerows([one.key, one.source, one.reason] for one in record.rejections)
@@ -209,35 +261,27 @@ def _number(folder: Path, records: Sequence[ShardRecord]) -> Iterator[ShardInfo]
         yield shard.model_copy(update={"name": name})
 
 
-def _manifest(  # every argument is one field's source
-    folder: Path,
-    shards: Sequence[ShardInfo],
-    records: Sequence[ShardRecord],
-    source: Source,
-    tags: Tags,
-    config: ShardConfig,
-    job: Mapping[str, str | int],
-) -> Manifest:
-    has_samples = np.zeros(len(source.identities), np.bool_)
-    counts = {axis: np.zeros(len(values), np.int64) for axis, values in tags.axes.items()}
+def _manifest(folder: Path, shards: Sequence[ShardInfo], records: Sequence[ShardRecord], work: Conversion) -> Manifest:
+    axes, config = work.tags.axes, work.config
+    counted = Counted(len(work.source.identities), axes)
     for shard in shards:
-        table = pq.read_table(folder / f"{shard.name}.parquet", columns=["identity", *tags.axes])
-        has_samples[table["identity"].to_numpy()] = True
-        for axis, total in counts.items():
-            np.add.at(total, table[axis].to_numpy(), 1)
+        counted.add(pq.read_table(folder / shard.table, columns=["identity", *axes]))
     reasons = Counter(one.reason.partition(":")[0] for record in records for one in record.rejections)
     return Manifest(
         name=config.name,
         origin=config.origin,
-        num_read=len(source),
+        num_read=len(work.source),
         num_samples=sum(shard.num_samples for shard in shards),
         num_rejected=reasons.total(),
         rejected_reasons=dict(reasons),
         rejected_file=hash_file(folder / REJECTED),
-        axes=tags.axes,
-        counts={axis: dict(zip(values, counts[axis].tolist(), strict=True)) for axis, values in tags.axes.items()},
-        identities=source.identities,
-        num_identities=int(has_samples.sum()),
+        axes=axes,
+        counts=counted.counts(),
+        identities=work.source.identities,
+        num_identities=counted.num_identities(),
         shards=shards,
-        job=job,
+        job=work.job,
+        tag_sources=work.tag_sources,
+        order=counted.order(),
+        edited=dict(sum((Counter(record.edited) for record in records), Counter[str]())),
     )

@@ -1,18 +1,41 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from shardgen.errors import UsageError
+
+ASIDE = "*.part"
+"""Matches what a killed process leaves of files that it did not complete."""
+
+
+@contextmanager
+def writing_durably(path: Path) -> Iterator[BinaryIO]:
+    """Write a file so that after a crash it is there whole or not at all.
+
+    It is written aside under a name of this process' own, synced, renamed, and its folder synced.
+    """
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    aside.replace(path)
+    sync_folder(path.parent)
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as stream:
+    """Write all of a file at once, whole or not at all."""
+    with writing_durably(path) as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -22,3 +45,43 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a folder's lock, which the system lets go of when the process ends, however it ends.
+
+    Raises `UsageError` with the text `busy` while another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(busy) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def becoming(out: Path) -> Iterator[Path]:
+    """Give the folder `OUT.unfinished` to write to, alone; when the body is done, one rename makes it `out`.
+
+    Raises `UsageError` when `out` already holds something or another process is at it.
+    """
+    out = out.resolve()
+    _refuse_occupied(out)
+    unfinished = out.with_name(out.name + ".unfinished")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    with locked(unfinished, f"{unfinished} is being written by another process; wait for it, or choose another OUT"):
+        if not unfinished.exists():  # it was just renamed by the one that held the lock
+            _refuse_occupied(out)
+        yield unfinished
+        unfinished.replace(out)
+        sync_folder(out.parent)
+
+
+def _refuse_occupied(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} already holds something; choose another folder, or delete it first")

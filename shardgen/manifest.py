@@ -2,6 +2,9 @@
 
 The file is canonical JSON (sorted keys, fixed layout) that contains the hash of itself, so no byte of
 it can change unnoticed either. A folder without one is unfinished, and nothing reads it.
+
+Tagging a finished set adds a revision: new tables beside the old ones, and the manifest before it kept
+as `manifest.r<revision>.json`. The tars are shared, so every revision stays whole.
 """
 
 import hashlib
@@ -16,7 +19,7 @@ from shardgen.config import Origin
 from shardgen.errors import DataError, UsageError
 from shardgen.files import write_durably
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 REJECTED = "rejected.csv"
 
@@ -38,7 +41,41 @@ class ShardInfo(_Record):
     name: str
     num_samples: int
     files: Mapping[str, FileInfo]
-    """Suffix (`.tar`, `.idx`, `.parquet`) -> file."""
+    """Suffix (`.tar`, `.idx`, and `.parquet` or after tagging `.r<revision>.parquet`) -> file."""
+
+    @property
+    def table(self) -> str:
+        """Name of the file that holds the shard's table."""
+        return self.name + next(suffix for suffix in self.files if suffix.endswith(".parquet"))
+
+
+class OrderStatistics(_Record):
+    """How well identities are spread over a set, sample after sample and shard after shard."""
+
+    adjacent_same_identity: float
+    """Share of neighbouring samples that are of one identity."""
+    expected_if_random: float
+    """The same share for a random order: sum of n(n-1) over identities by N(N-1)."""
+    identities_per_shard: float
+    """Mean over the shards."""
+
+
+class TagSource(_Record):
+    """Where tags came from, in the order of precedence: what an earlier source knows, a later one cannot change."""
+
+    name: str
+    """File of the table, the pattern, or what else it was."""
+    axes: Sequence[str]
+    num_tagged: int
+    """Records of which it knows something."""
+    num_unknown: int
+    """Records of which it knows nothing."""
+    unknown_examples: Sequence[str]
+    """Names of the first few of those."""
+    conflicts: Mapping[str, int]
+    """Axis -> records for which an earlier source says something else, and was believed."""
+    conflict_examples: Sequence[str]
+    """The first few of those, as lines for a person."""
 
 
 class Manifest(_Record):
@@ -63,6 +100,17 @@ class Manifest(_Record):
     shards: Sequence[ShardInfo]
     job: Mapping[str, str | int]
     """Hashes of the inputs and the tags, and the options: the same job gives the same bytes."""
+    revision: int = 1
+    """Counts how often tags were added or replaced since the conversion, from 1."""
+    tag_sources: Sequence[TagSource] = ()
+    order: OrderStatistics | None = None
+    edited: Mapping[str, int] = {}
+    """Why image bytes are not the source's (`resized`, `aligned`, `turned upright`, ...) -> samples."""
+
+
+def revision_name(revision: int) -> str:
+    """Return the file that keeps an earlier revision's manifest."""
+    return f"manifest.r{revision}.json"
 
 
 def _canonical(fields: Mapping[str, Any]) -> bytes:
@@ -80,8 +128,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_durably(folder / MANIFEST, _sealed(manifest.model_dump(mode="json")))
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest of a finished set.
+def read_manifest(folder: Path, file: str = MANIFEST) -> Manifest:
+    """Return the manifest of a finished set, of its newest revision unless `file` names another.
 
     Raises `UsageError` when there is no such folder, `DataError` when the set is unfinished, of
     another format version, or its manifest is not as it was written.
@@ -89,10 +137,10 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; give a shard set made by `facemix shard`")
     try:
-        content = (folder / MANIFEST).read_bytes()
+        content = (folder / file).read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"{folder} has no {MANIFEST}: no shard set, or one whose conversion did not finish; "
+            f"{folder} has no {file}: no shard set, or one whose conversion did not finish; "
             "run its `facemix shard` again"
         ) from None
     try:
@@ -102,17 +150,17 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValueError, KeyError, AttributeError, TypeError):
         intact = False
     if not intact:
-        raise DataError(f"{folder / MANIFEST} is not as it was written (its own hash differs); restore or rebuild it")
-    if fields["format_version"] != FORMAT_VERSION:
+        raise DataError(f"{folder / file} is not as it was written (its own hash differs); restore or rebuild it")
+    if fields.get("format_version") != FORMAT_VERSION:
         raise DataError(
-            f"{folder} has format {fields['format_version']}, this facemix reads {FORMAT_VERSION}; "
+            f"{folder} has format {fields.get('format_version')}, this facemix reads {FORMAT_VERSION}; "
             "convert it again or use the facemix that wrote it"
         )
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
         raise DataError(
-            f"{folder / MANIFEST}: {'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+            f"{folder / file}: {'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
         ) from None
 
 

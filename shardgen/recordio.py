@@ -7,9 +7,11 @@ back between them (dmlc-core `src/recordio.cc`). The payload of an image record 
 """
 
 import mmap
+import os
 import struct
+import weakref
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -72,10 +74,21 @@ class RecordFile:
         self._touched_bytes = 0
         with path.open("rb") as stream:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._descriptor = os.dup(stream.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
 
     def payload(self, offset: int) -> bytes:
         """Return the payload of the record at `offset`, its parts joined."""
         return _MAGIC_BYTES.join(self._map[start : start + length] for start, length in self._parts(offset))
+
+    def payload_until(self, offset: int, end: int) -> bytes:
+        """Return the payload of the record between two offsets, with one read where it is whole."""
+        data = os.pread(self._descriptor, end - offset, offset)
+        if len(data) >= _WORDS.size:
+            magic, word = _WORDS.unpack_from(data)
+            if magic == MAGIC and word <= LENGTH_MASK and _WORDS.size + word <= len(data):
+                return data[_WORDS.size : _WORDS.size + word]
+        return self.payload(offset)
 
     def end(self, offset: int) -> int:
         """Return where the record at `offset` ends and the next one starts."""
@@ -161,7 +174,7 @@ def read_index(path: Path) -> tuple[npt.NDArray[np.int64], Offsets]:
             convert_options=pa.csv.ConvertOptions(column_types={"key": pa.int64(), "offset": pa.int64()}),
         )
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is no index of key<TAB>offset lines: {error}") from None
+        raise DataError(f"{path} is no index of key<TAB>offset lines: {' '.join(str(error).split())}") from None
     if table["key"].null_count or table["offset"].null_count:
         raise DataError(f"{path} has a line that lacks its key or offset; delete it to have the .rec scanned instead")
     keys, offsets = (np.asarray(table[name].to_numpy(), np.int64) for name in ("key", "offset"))
@@ -238,24 +251,27 @@ class RecordWriter:
         self._index.close()
 
 
-def write_insightface(folder: Path, images_of_identity: Sequence[Sequence[bytes]]) -> None:
+def write_insightface(
+    folder: Path, images_of_identity: Iterable[Iterable[bytes]], height_width: tuple[int, int] = (112, 112)
+) -> None:
     """Write `train.rec`, `train.idx` and `property` in InsightFace's layout, identity 0 first.
 
     Images under keys 1..N, then one record an identity with its range of keys, then record 0, which
-    tells where the identity records are.
+    tells where the identity records are. Images are taken one at a time, so they can come from anywhere.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with RecordWriter(folder / "train") as writer:
         key = 1
         ranges: list[tuple[int, int]] = []
         for identity, images in enumerate(images_of_identity):
-            ranges.append((key, key + len(images)))
+            first_key = key
             for image in images:
                 writer.write(key, pack([identity], key, image))
                 key += 1
+            ranges.append((first_key, key))
         first_identity_key = key
         for first_last in ranges:
             writer.write(key, pack(first_last, key, b""))
             key += 1
         writer.write(0, pack((first_identity_key, key), 0, b""))
-    (folder / "property").write_text(f"{len(ranges)},112,112\n")
+    (folder / "property").write_text(f"{len(ranges)},{height_width[0]},{height_width[1]}\n")

@@ -3,10 +3,11 @@
 `<key>.<extension>` holds the source's image bytes verbatim, `<key>.json` everything else.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import xxhash
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,22 @@ class Sample:
 
     def json_member(self) -> bytes:
         """Return the bytes of `<key>.json`: the same fields always give the same bytes."""
-        fields = {
-            "identity": self.identity,
-            "dataset": self.dataset,
-            "origin": self.origin,
-            "tags": dict(self.tags),
-            "attributes": dict(self.attributes),
-        }
-        return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+        return json_member(self.attributes, fixed_fields(self.identity, self.dataset, self.origin, self.tags))
+
+
+def json_member(attributes: Mapping[str, str], fixed: str) -> bytes:
+    """Return the JSON of a sample's own attributes and the fields that many samples share."""
+    own = ",".join([f"{_quoted(name)}:{_quoted(attributes[name])}" for name in sorted(attributes)])
+    return f'{{"attributes":{{{own}}},{fixed}'.encode()
+
+
+def fixed_fields(identity: str, dataset: str, origin: str, tags: Mapping[str, str]) -> str:
+    """Return the end of a sample's JSON: made once, it serves every image with the same identity and tags."""
+    fields = {"dataset": dataset, "identity": identity, "origin": origin, "tags": dict(tags)}
+    return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))[1:]
+
+
+_quoted = json.encoder.encode_basestring  # what json.dumps uses, without all that is around it
 
 
 def sample_key(index: int) -> str:
@@ -47,5 +56,8 @@ def sample_key(index: int) -> str:
 
 
 def content_hash(image: bytes) -> bytes:
-    """Return 16 bytes of BLAKE2b over the image file: equal only for exact duplicates."""
-    return hashlib.blake2b(image, digest_size=16).digest()
+    """Return 16 bytes of XXH3-128 over the image file: it finds exact duplicates, at the speed of memory.
+
+    The shards' SHA-256 is what guards against forgery.
+    """
+    return xxhash.xxh3_128_digest(image)

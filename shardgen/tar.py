@@ -5,6 +5,7 @@ the `tarfile` module; owner and time are zero, so the same members always give t
 Format: POSIX.1-1988 ustar. Index: version 1.2, as DALI's own `wds2idx` writes it.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 BLOCK_BYTES = 512
@@ -14,7 +15,10 @@ _MTIME = b"00000000000\x00"
 _BLANK_CHECKSUM = b" " * 8
 _TYPE_TO_END = b"".join([b"0", bytes(100), b"ustar\x0000", bytes(64), b"0000000\x000000000\x00", bytes(155), bytes(12)])
 _CONSTANT_SUM = sum(_MODE_UID_GID) + sum(_MTIME) + sum(_BLANK_CHECKSUM) + sum(_TYPE_TO_END)
+_HEADER = b"%b" + _MODE_UID_GID + b"%b\x00" + _MTIME + b"%06o\x00 " + _TYPE_TO_END
 _MAX_MEMBER_BYTES = 8**11
+_PADDING = bytes(BLOCK_BYTES)
+_FLUSH_BYTES = 1 << 20
 
 
 def member_header(name: str, size_bytes: int) -> bytes:
@@ -22,18 +26,9 @@ def member_header(name: str, size_bytes: int) -> bytes:
     name_field = name.encode("ascii")
     if len(name_field) > 100 or size_bytes >= _MAX_MEMBER_BYTES:
         raise ValueError(f"{name} ({size_bytes} bytes) does not fit a ustar header")
-    size_field = b"%011o\x00" % size_bytes
+    size_field = b"%011o" % size_bytes
     checksum = _CONSTANT_SUM + sum(name_field) + sum(size_field)
-    return b"".join(
-        [
-            name_field.ljust(100, b"\x00"),
-            _MODE_UID_GID,
-            size_field,
-            _MTIME,
-            b"%06o\x00 " % checksum,
-            _TYPE_TO_END,
-        ]
-    )
+    return _HEADER % (name_field.ljust(100, b"\x00"), size_field, checksum)
 
 
 class Stream(Protocol):
@@ -44,29 +39,39 @@ class Stream(Protocol):
 
 
 class TarWriter:
-    """Appends the members of samples to a stream and keeps the index lines."""
+    """Appends the members of samples to a stream, a megabyte at a time, and keeps the index lines."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._position = 0
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
         self._index: list[str] = []
 
-    def add_sample(self, members: list[tuple[str, bytes]]) -> int:
+    def add_sample(self, members: Iterable[tuple[str, bytes]]) -> int:
         """Write the members of one sample, named `key.extension`; return the first's data offset."""
-        parts: list[bytes] = []
         entries: list[str] = []
-        first_offset = self._position + BLOCK_BYTES
+        start = position = self._position
         for name, data in members:
-            offset = self._position + BLOCK_BYTES
-            padding = -len(data) % BLOCK_BYTES
-            parts += [member_header(name, len(data)), data, bytes(padding)]
-            entries.append(f"{name.partition('.')[2]} {offset} {len(data)} {name}")
-            self._position = offset + len(data) + padding
-        self._stream.write(b"".join(parts))
+            size = len(data)
+            self._pending += (member_header(name, size), data, _PADDING[: -size % BLOCK_BYTES])
+            entries.append(f"{name.partition('.')[2]} {position + BLOCK_BYTES} {size} {name}")
+            position += BLOCK_BYTES + size + -size % BLOCK_BYTES
+        self._position = position
+        self._pending_bytes += position - start
         self._index.append(" ".join(entries))
-        return first_offset
+        if self._pending_bytes > _FLUSH_BYTES:
+            self.flush()
+        return start + BLOCK_BYTES
+
+    def flush(self) -> None:
+        """Hand on what is held back."""
+        self._stream.write(b"".join(self._pending))
+        self._pending.clear()
+        self._pending_bytes = 0
 
     def finish(self) -> bytes:
         """Write the end of the archive and return the index file's bytes."""
-        self._stream.write(END_OF_ARCHIVE)
+        self._pending.append(END_OF_ARCHIVE)
+        self.flush()
         return "\n".join([f"v1.2 {len(self._index)}", *self._index, ""]).encode()

@@ -4,30 +4,40 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
+from shardgen.align import TEMPLATE
 from shardgen.config import ShardConfig
 from shardgen.convert import convert
 from shardgen.errors import DataError, UsageError
+from shardgen.export import export_folder
+from shardgen.inputs import open_source
+from shardgen.inputs.folders import FolderSource, open_folder
+from shardgen.inputs.records import open_recordio
 from shardgen.manifest import MANIFEST, REJECTED, Manifest, read_manifest
 from shardgen.procedural import draw_face, draw_folder, encode
 from shardgen.recordio import MAGIC, RecordWriter, pack, write_insightface
 from shardgen.sample import content_hash
-from shardgen.sources import FolderSource, Source, open_folder, open_recordio
-from shardgen.tags import Tags, join_pattern, join_table, no_tags, read_table
+from shardgen.shardset import ShardSet
+from shardgen.sources import Source
+from shardgen.tag_tables import join_table, read_table
+from shardgen.tags import Records, Tags, join_pattern, no_tags
 from shardgen.verify import faults
 from tests.support import ROOT
 
@@ -63,7 +73,7 @@ def folder_of(root: Path, images: Mapping[str, bytes]) -> FolderSource:
     for name, image in images.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(image)
-    return open_folder(root)[0]
+    return open_folder(root)
 
 
 def half_bad(root: Path) -> FolderSource:
@@ -81,12 +91,12 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(drawn: Path) -> FolderSource:
-    return open_folder(drawn / "images")[0]
+    return open_folder(drawn / "images")
 
 
 @pytest.fixture(scope="module")
 def tags(drawn: Path, source: FolderSource) -> Tags:
-    return join_table(read_table(drawn / "identities.csv"), source.names(), source.identities, source.labels)
+    return join_table(read_table(drawn / "identities.csv"), Records(source.names, source.identities, source.labels))
 
 
 @pytest.mark.filterwarnings(
@@ -97,7 +107,7 @@ def test_webdataset_gives_back_the_source_s_bytes(
 ) -> None:
     run(source, tmp_path / "set", tags)
     shards = [str(shard) for shard in sorted((tmp_path / "set").glob("*.tar"))]
-    group_of = read_table(drawn / "identities.csv").rows
+    group_of = dict(line.split(",") for line in (drawn / "identities.csv").read_text().split())
     seen = set()
     for sample in wds.WebDataset(shards, shardshuffle=False):
         name = json.loads(sample["json"])["attributes"]["source"]
@@ -106,7 +116,7 @@ def test_webdataset_gives_back_the_source_s_bytes(
             "identity": name.partition("/")[0],
             "dataset": "faces",
             "origin": "authentic",
-            "tags": {"group": group_of[name.partition("/")[0]][0]},
+            "tags": {"group": group_of[name.partition("/")[0]]},
             "attributes": {"source": name},
         }
         assert sample["json"] == json.dumps(expected, sort_keys=True, separators=(",", ":")).encode()
@@ -418,7 +428,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path) -> No
     assert -signal.SIGKILL in exits
     if not out.exists():
         subprocess.run(shard_command(raw, out, "--workers", 1), check=True, capture_output=True)
-    run(open_folder(raw)[0], tmp_path / "whole", order="source", shard_samples=1)
+    run(open_folder(raw), tmp_path / "whole", order="source", shard_samples=1)
     assert bytes_of(out) == bytes_of(tmp_path / "whole")
 
 
@@ -438,8 +448,8 @@ def test_a_full_disk_publishes_nothing_and_room_lets_it_go_on(drawn: Path, tmp_p
     assert done.returncode == 1
     assert re.fullmatch(r"facemix: .*File too large\n", done.stderr)
     assert not out.exists()
-    run(open_folder(raw)[0], out, order="source")
-    run(open_folder(raw)[0], tmp_path / "whole", order="source")
+    run(open_folder(raw), out, order="source")
+    run(open_folder(raw), tmp_path / "whole", order="source")
     assert bytes_of(out) == bytes_of(tmp_path / "whole")
 
 
@@ -448,7 +458,7 @@ import re, sys
 from pathlib import Path
 from shardgen.config import ShardConfig
 from shardgen.convert import convert
-from shardgen.sources import open_recordio
+from shardgen.inputs.records import open_recordio
 from shardgen.tags import no_tags
 source = open_recordio(Path(sys.argv[1]))
 config = ShardConfig(name="faces", origin="authentic", shard_samples=200)
@@ -472,3 +482,216 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path, indexed: bool) -> 
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) * 1024)
     assert peaks[1] - peaks[0] < 25_000_000  # half of what holding the 50 MB more would take
+
+
+def test_a_file_written_over_in_place_is_noticed(refused: FolderSource, tmp_path: Path) -> None:
+    first = tmp_path / "raw" / "0.jpg"
+    first.write_bytes(first.read_bytes()[::-1])  # as long as before
+    os.utime(first, ns=(1, 1))
+    with pytest.raises(UsageError, match="begun with files that have changed since"):
+        run(open_folder(tmp_path / "raw"), tmp_path / "set", max_rejected=1)
+
+
+def test_shards_of_another_conversion_do_not_count_as_done(refused: FolderSource, tmp_path: Path) -> None:
+    unfinished = tmp_path / "set.unfinished"
+    (unfinished / "job.json").unlink()
+    for shard in unfinished.glob("[0-9]*"):
+        shard.rename(tmp_path / shard.name)
+    run(refused, tmp_path / "reseeded", max_rejected=1, seed=9)
+    with pytest.raises(DataError, match="rejected"):
+        run(refused, tmp_path / "set", max_rejected=0, seed=9)
+    for shard in tmp_path.glob("[0-9]*.*"):  # whole, but of seed 0
+        shard.replace(unfinished / shard.name)
+    run(refused, tmp_path / "set", max_rejected=1, seed=9)
+    assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "reseeded")
+
+
+KILLED_AGAIN_AND_AGAIN = """
+import os, random, signal, sys, time
+from pathlib import Path
+from shardgen.config import ShardConfig
+from shardgen.convert import convert
+from shardgen.inputs.folders import open_folder
+from shardgen.tags import no_tags
+
+raw, folder = Path(sys.argv[1]), Path(sys.argv[2])
+source = open_folder(raw)
+config = ShardConfig(name="faces", origin="authentic", shard_samples=1, order="source")
+
+def start(out):
+    child = os.fork()
+    if child == 0:
+        convert(source, no_tags(len(source)), out, config)
+        os._exit(0)
+    return child
+
+begun = time.monotonic()
+os.waitpid(start(folder / "whole"), 0)
+longest = time.monotonic() - begun
+whole = {path.name: path.read_bytes() for path in (folder / "whole").iterdir()}
+moments, kills, sets = random.Random(int(sys.argv[3])), 0, 0
+while kills < 50:
+    out = folder / f"set{sets}"
+    child = start(out)
+    time.sleep(moments.uniform(0, longest / 2))
+    os.kill(child, signal.SIGKILL)
+    kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    if out.exists():
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == whole, f"{out} after {kills} kills"
+        sets += 1
+os.waitpid(start(out), 0) if not out.exists() else None
+assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+assert not list(folder.glob("*.unfinished"))
+print(sets)
+"""
+
+
+def test_killed_at_fifty_random_moments_it_ends_with_the_same_bytes(drawn: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_AGAIN_AND_AGAIN, str(drawn / "images"), str(tmp_path), "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 5  # enough of them came to an end
+
+
+def workers_of(parent: int) -> list[int]:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="finds workers through /proc")
+def test_a_killed_worker_is_named_and_repeating_the_command_goes_on(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "drawn", 0, range(30), range(4))
+    raw, out, unfinished = tmp_path / "drawn" / "images", tmp_path / "set", tmp_path / "set.unfinished"
+    command = shard_command(raw, out, "--workers", 2)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while len(list(unfinished.glob("[0-9]*.json"))) < 2:
+        time.sleep(0.001)
+        assert process.poll() is None
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    _, said = process.communicate()
+    assert process.returncode == 1
+    assert re.fullmatch(r"facemix: a worker process was killed, .*: repeat the command to go on, .*\n", said)
+    assert not out.exists()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    run(open_folder(raw), tmp_path / "whole", order="source", shard_samples=1)
+    assert bytes_of(out) == bytes_of(tmp_path / "whole")
+
+
+def test_a_second_conversion_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "drawn", 0, range(30), range(4))
+    raw, out = tmp_path / "drawn" / "images", tmp_path / "set"
+    first = subprocess.Popen(shard_command(raw, out, "--workers", 1), stdout=subprocess.DEVNULL)
+    while not list((tmp_path / "set.unfinished").glob("[0-9]*.json")):
+        time.sleep(0.001)
+        assert first.poll() is None
+    with pytest.raises(UsageError, match=r"set.unfinished is being written by another process"):
+        run(open_folder(raw), out, order="source", shard_samples=1)
+    assert first.wait() == 0
+    run(open_folder(raw), tmp_path / "whole", order="source", shard_samples=1)
+    assert bytes_of(out) == bytes_of(tmp_path / "whole")
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a small file system with some options; needs the right to."""
+    mounts: list[Path] = []
+
+    def mount(options: str) -> Path:
+        point = tmp_path / f"mount{len(mounts)}"
+        point.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "facemix-test", str(point)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("may not mount a small file system here")
+        mounts.append(point)
+        return point
+
+    yield mount
+    for point in mounts:
+        subprocess.run(["umount", str(point)], check=True)
+
+
+def test_a_disk_that_fills_up_publishes_nothing_and_room_lets_it_go_on(
+    drawn: Path, tmp_path: Path, mounted: Callable[[str], Path]
+) -> None:
+    point = mounted("size=64k")
+    command = shard_command(drawn / "images", point / "set", "--workers", 2, "--shard-samples", 4)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"facemix: .*No space left on device\n", done.stderr)
+    assert [path.name for path in point.iterdir()] == ["set.unfinished"]
+    subprocess.run(["mount", "-o", "remount,size=64m", str(point)], check=True)
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    run(open_folder(drawn / "images"), tmp_path / "whole", order="source", shard_samples=4)
+    assert bytes_of(point / "set") == bytes_of(tmp_path / "whole")
+
+
+def test_a_place_that_cannot_be_written_is_named(drawn: Path, mounted: Callable[[str], Path]) -> None:
+    done = subprocess.run(
+        shard_command(drawn / "images", mounted("ro") / "set"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"facemix: .*set.unfinished: Read-only file system\n", done.stderr)
+
+
+HOSTILE = [
+    "../../outside.jpg",
+    "/etc/outside.jpg",
+    "line\nbreak/1.jpg",
+    "n" * 300 + "/1.jpg",
+    'quote",comma/1.jpg',
+    " /1.jpg",
+]
+
+
+def test_hostile_names_are_names_and_nothing_else(tmp_path: Path) -> None:
+    archive = tmp_path / "faces.zip"
+    with zipfile.ZipFile(archive, "w") as opened:
+        for name in HOSTILE:
+            opened.writestr(name, JPEG)
+        opened.writestr("bad\nname/2.jpg", b"")
+    source = open_source("zip", archive)
+    manifest = run(source, tmp_path / "deep" / "set", max_rejected=0.5)
+    assert manifest.num_samples == len(HOSTILE)
+    assert not list(faults(tmp_path / "deep" / "set", deep=True))
+    assert [one["source"] for one in rejections(tmp_path / "deep" / "set")] == ["bad\nname/2.jpg"]
+    export_folder(tmp_path / "deep" / "set", tmp_path / "deep" / "exported")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "faces.zip"]
+    assert len(list((tmp_path / "deep" / "exported").rglob("*.jpg"))) == len(HOSTILE)
+
+
+def test_order_statistics_tell_a_shuffle_from_the_source_s_order(source: FolderSource, tmp_path: Path) -> None:
+    ordered = run(source, tmp_path / "ordered", order="source").order
+    shuffled = run(source, tmp_path / "shuffled").order
+    assert ordered is not None
+    assert shuffled is not None
+    assert ordered.adjacent_same_identity == pytest.approx(18 / 23)  # six identities of four
+    assert ordered.expected_if_random == pytest.approx(24 * 3 / (24 * 23))
+    assert shuffled.adjacent_same_identity < 0.4
+    assert shuffled.identities_per_shard > ordered.identities_per_shard
+
+
+def test_edited_images_are_counted_and_the_others_are_verbatim(tmp_path: Path) -> None:
+    small = encode(draw_face(0, 1, 0)[:100])
+    manifest = run(folder_of(tmp_path / "raw", {"a/1.jpg": JPEG, "a/2.jpg": small}), tmp_path / "set", size=112)
+    assert manifest.edited == {"resized": 1}
+    assert not list(faults(tmp_path / "set", deep=True))
+    images = ShardSet(tmp_path / "set")
+    assert [images.image(row) == JPEG for row in range(2)].count(True) == 1
+    assert set(images.table(["width", "height"]).to_pylist()[0].values()) == {112}
+
+
+@pytest.mark.parametrize("check", ["header", "none"])
+def test_a_set_that_was_not_decoded_verifies_and_deep_finds_what_does_not_decode(tmp_path: Path, check: str) -> None:
+    source = folder_of(tmp_path / "raw", {"a/1.jpg": JPEG, "a/2.jpg": JPEG[:-300]})
+    assert run(source, tmp_path / "set", check=check).num_samples == 2
+    assert list(faults(tmp_path / "set")) == []
+    assert any("does not decode" in fault for fault in faults(tmp_path / "set", deep=True))
+
+
+def test_faces_without_landmarks_are_rejected_and_the_others_aligned(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "raw", {"a/1.jpg": JPEG, "a/2.jpg": JPEG})
+    landmarks = np.stack([TEMPLATE * 0.8 + 5, np.full((5, 2), np.nan)])
+    config = ShardConfig(name="faces", origin="authentic", max_rejected=0.5)
+    manifest = convert(source, no_tags(2), tmp_path / "set", config, landmarks=landmarks)
+    assert (manifest.num_samples, manifest.edited) == (1, {"aligned": 1})
+    assert manifest.rejected_reasons == {"no landmarks": 1}

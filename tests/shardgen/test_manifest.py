@@ -41,6 +41,7 @@ def manifest(**fields: Any) -> Manifest:
         "num_identities": 2,
         "shards": [shard],
         "job": {"inputs": "00", "seed": 0, "order": "shuffled"},
+        "tag_sources": [],
     }
     return Manifest(**some | fields)
 

@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardgen.errors import DataError, UsageError
-from shardgen.images import ImageInfo
+from shardgen.images import Prepared
 from shardgen.manifest import MANIFEST, REJECTED, hash_file, read_manifest, write_manifest
 from shardgen.procedural import draw_face, encode
+from shardgen.retag import records_of, retag
+from shardgen.shardset import ShardSet
+from shardgen.tags import join_pattern
 from shardgen.tar import TarWriter
 from shardgen.verify import faults
 from tests.support import make_set
@@ -286,8 +289,56 @@ def test_deep_finds_a_manifest_that_contradicts_its_files(copied: Path, changes:
 def test_deep_finds_an_image_that_does_not_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut = encode(draw_face(0, 0, 0))[:-2]
     with monkeypatch.context() as patched:
-        patched.setattr("shardgen.images.check", lambda _: ImageInfo("jpg", 112, 112))
+        patched.setattr("shardgen.images.prepare", lambda data, *_: Prepared(data, "jpg", 112, 112))
         patched.setattr("shardgen.procedural.encode", lambda _: cut)
         out = make_set(tmp_path / "set", range(1), 1)
     assert found(out) == []
     assert any("does not decode" in fault for fault in found(out, deep=True))
+
+
+@pytest.fixture
+def retagged(copied: Path) -> Path:
+    """The copied set with a second and a third revision of its tags."""
+    for axis in ("parity", "third"):
+        retag(copied, [(axis, join_pattern(f"(?P<{axis}>[0-9])[.]jpg", records_of(ShardSet(copied)).names()))])
+    assert read_manifest(copied).revision == 3
+    return copied
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_every_file_of_every_revision_is_under_a_hash(retagged: Path, deep: bool) -> None:
+    assert found(retagged, deep) == []
+    names = sorted(path.name for path in retagged.iterdir())
+    assert {"manifest.r1.json", "manifest.r2.json", "000000.r3.parquet"} <= set(names)
+    for name in names:
+        path = retagged / name
+        original = path.read_bytes()
+        for damage in (original[:-1], original[:7] + bytes([original[7] ^ 1]) + original[8:], b"", None):
+            path.unlink() if damage is None else path.write_bytes(damage)
+            assert any(name in fault for fault in found(retagged, deep)), name
+            path.write_bytes(original)
+
+
+def change_revision(folder: Path, column: str, value: Any, **changes: Any) -> None:
+    """Change a value of the third revision's first table and let its manifest vouch for it."""
+    path = folder / "000000.r3.parquet"
+    table = pq.read_table(path)
+    field = table.schema.field(column)
+    values = pa.array([value, *table[column].to_pylist()[1:]], field.type)
+    pq.write_table(table.set_column(table.schema.get_field_index(column), field, values), path)
+    reseal(folder, **changes)
+
+
+@pytest.mark.parametrize(("column", "value"), [("identity", 3), ("size", 7), ("third", 99), ("third", 0)])
+def test_deep_finds_a_revision_that_is_more_than_other_tags(retagged: Path, column: str, value: int) -> None:
+    change_revision(retagged, column, value)
+    assert found(retagged) == []
+    assert found(retagged, deep=True)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"identities": [str(number) for number in range(8)]}, {"counts": {}}], ids=["identities", "counts"]
+)
+def test_deep_finds_a_later_manifest_that_contradicts_the_first(retagged: Path, changes: dict[str, Any]) -> None:
+    reseal(retagged, **changes)
+    assert found(retagged, deep=True)
