@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shardgen.config import ShardConfig
+from shardgen.convert import convert
+from shardgen.export import export_recordio
+from shardgen.inputs.records import open_recordio
 from shardgen.procedural import draw_face, encode
 from shardgen.recordio import MAGIC, RecordFile, RecordWriter, pack, read_index, unpack, write_insightface
+from shardgen.tags import no_tags
 from tests.oracles import mxnet_python
 
 SCRIPT = Path(__file__).parent / "mxnet_script.py"
@@ -91,3 +96,20 @@ def test_mxnet_reads_our_insightface_layout(oracle: Path, tmp_path: Path) -> Non
         [10.0, 13.0],
     ]
     assert seen[5]["sha256"] == hashlib.sha256(faces[1][1]).hexdigest()  # type: ignore[index]
+
+
+def test_mxnet_reads_our_export(oracle: Path, tmp_path: Path) -> None:
+    faces = [[encode(draw_face(0, identity, image)) for image in range(3)] for identity in range(4)]
+    faces[2][1] += bytes(-len(faces[2][1]) % 4) + MAGIC.to_bytes(4, "little") * 2  # a record of three parts
+    write_insightface(tmp_path / "raw", faces)
+    source = open_recordio(tmp_path / "raw")
+    config = ShardConfig(name="faces", origin="authentic", shard_samples=5)
+    convert(source, no_tags(len(source)), tmp_path / "set", config)
+    export_recordio(tmp_path / "set", tmp_path / "out")
+    seen = as_mxnet_sees(oracle, tmp_path / "out" / "train")
+    labels = {key: [(key - 1) // 3] for key in range(1, 13)}
+    ranges = {13 + identity: [1 + 3 * identity, 4 + 3 * identity] for identity in range(4)}
+    assert {key: record["labels"] for key, record in seen.items()} == labels | ranges | {0: [13, 17]}  # type: ignore[index]
+    assert [seen[key]["sha256"] for key in range(1, 13)] == [  # type: ignore[index]
+        hashlib.sha256(face).hexdigest() for images in faces for face in images
+    ]
