@@ -1,45 +1,23 @@
 """The command line. Heavy imports live inside the commands, so that `facemix --help` is immediate."""
 
 import importlib
-import json
 import logging
 import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
+from shardgen import commands
+from shardgen.commands import PATH, json_option, options, print_json
 from shardgen.errors import DataError, UsageError
 
-if TYPE_CHECKING:
-    from shardgen.sources import Source
-    from shardgen.tags import Tags
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+_SHEET_PAIRS = 20  # of each kind of finding
 INTERRUPTED = 130  # what shells use for Ctrl-C
-_PATH = click.Path(path_type=Path)
-
-
-def _options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    def decorate(function: Function) -> Function:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-def _json_option(function: Function) -> Function:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")(function)
-
-
-def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=1, default=str))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,141 +27,76 @@ def cli(debug: bool) -> None:
     """Train face encoders on exact mixes of authentic and synthetic faces, and measure what comes out."""
 
 
-@cli.group()
-def shard() -> None:
-    """Turn raw faces into a shard set."""
-
-
-_SHARD_OPTIONS = _options(
-    click.argument("src", type=_PATH),
-    click.argument("out", type=_PATH),
-    click.option("--name", help="Name of the data set.  [default: the name of OUT]"),
-    click.option(
-        "--origin",
-        type=click.Choice(["authentic", "synthetic"]),
-        default="authentic",
-        show_default=True,
-        help="Photographs of people, or a generator's.",
-    ),
-    click.option("--tags", type=_PATH, help="CSV of tags, with a column named identity or path."),
-    click.option("--ignore-extra-tags", is_flag=True, help="Accept a CSV with rows that the source does not have."),
-    click.option("--shard-samples", default=10_000, show_default=True, help="Input records of one shard."),
-    click.option("--order", type=click.Choice(["shuffled", "source"]), default="shuffled", show_default=True),
-    click.option("--seed", default=0, show_default=True, help="Seed of the shuffle."),
-    click.option("--workers", type=int, help="Processes that convert.  [default: one a core]"),
-    click.option(
-        "--max-rejected",
-        default=0.01,
-        show_default=True,
-        help="Largest share (0 to 1) of records that may fail.",
-    ),
-    _json_option,
-)
-
-
-@shard.command()
-@_SHARD_OPTIONS
-def recordio(src: Path, tags: Path | None, ignore_extra_tags: bool, **options: Any) -> None:
-    """MXNet RecordIO: SRC is a .rec file or the folder that holds it."""
-    from shardgen.sources import open_recordio
-
-    source = open_recordio(src)
-    _convert(source, _table_tags(source, tags, ignore_extra_tags), **options)
-
-
-@shard.command()
-@_SHARD_OPTIONS
-@click.option("--tag-pattern", help="Regular expression over the path; its named groups are tags.")
-def folder(src: Path, tags: Path | None, ignore_extra_tags: bool, tag_pattern: str | None, **options: Any) -> None:
-    """Image files: SRC is a folder with a folder of images per identity."""
-    from shardgen.sources import open_folder
-    from shardgen.tags import join_pattern, merge
-
-    source, ignored = open_folder(src)
-    if ignored:
-        click.echo(f"{len(ignored)} files are no images and stay out, such as {ignored[0]}", err=True)
-    joined = _table_tags(source, tags, ignore_extra_tags)
-    if tag_pattern is not None:
-        joined = merge(joined, join_pattern(tag_pattern, source.names()))
-    _convert(source, joined, **options)
-
-
-def _table_tags(source: "Source", table: Path | None, ignore_extra: bool) -> "Tags":
-    from shardgen.tags import join_table, no_tags, read_table
-
-    if table is None:
-        return no_tags(len(source))
-    return join_table(read_table(table), source.names(), source.identities, source.labels, ignore_extra)
-
-
-def _convert(source: "Source", tags: "Tags", out: Path, name: str | None, as_json: bool, **options: Any) -> None:
-    from pydantic import ValidationError
-
-    from shardgen.config import ShardConfig
-    from shardgen.convert import convert
-    from shardgen.summary import lines_of_conversion
-
-    options["workers"] = options["workers"] or os.cpu_count() or 1
-    try:
-        config = ShardConfig(name=name or out.resolve().name, **options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"--{option} {first['input']}: {first['msg']}") from None
-    manifest = convert(source, tags, out, config)
-    if as_json:
-        _print_json(manifest.model_dump(mode="json", exclude={"identities", "shards"}) | {"out": str(out)})
-        return
-    click.echo("\n".join(lines_of_conversion(manifest, out)))
+for _command in (commands.shard, commands.tag, commands.verify, commands.inspect, commands.export):
+    cli.add_command(_command)
 
 
 @cli.command()
-@click.argument("path", metavar="SET", type=_PATH)
-@click.option("--deep", is_flag=True, help="Also decode every image and compare tars, indexes and tables.")
-@_json_option
-def verify(path: Path, deep: bool, as_json: bool) -> None:
-    """Check that a shard set is what its manifest says."""
-    from shardgen.verify import faults
+@click.argument("sets", metavar="SET...", nargs=-1, required=True, type=PATH)
+@click.option("--near/--no-near", default=True, show_default=True, help="Also look for altered copies.")
+@click.option("--max-distance", type=int, help="Bits of the perceptual hash in which copies may differ.")
+@click.option("--encoder", metavar="RUN|CHECKPOINT", type=PATH, help="Also look for one person under two names.")
+@click.option("--threshold", type=float, help="Cosine above which identities are alike.  [default: from the data]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
+@click.option("--sheet", type=PATH, help="Write a PNG of the pairs found.")
+@click.option("--workers", type=int, help="Processes that hash.  [default: one a core]")
+@json_option
+def audit(
+    sets: Sequence[Path],
+    *,
+    near: bool,
+    max_distance: int | None,
+    encoder: Path | None,
+    threshold: float | None,
+    device: str,
+    sheet: Path | None,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Look for copies of images and for shared people, in a set and across sets."""
+    from shardgen.audit import audit as look
+    from shardgen.audit_sheet import pair_sheet
+    from shardgen.perceptual import MAX_DISTANCE
+    from shardgen.sheet import write_png
 
-    try:
-        found = list(faults(path, deep))
-    except DataError as error:  # the manifest itself
-        found = [str(error)]
+    found = look(
+        sets,
+        near=near,
+        max_distance=MAX_DISTANCE if max_distance is None else max_distance,
+        workers=workers or os.cpu_count() or 1,
+        embeddings=None if encoder is None else _embeddings(sets, encoder, device),
+        threshold=threshold,
+    )
+    pairs = found.pairs(_SHEET_PAIRS)
+    if sheet is not None and pairs:
+        write_png(sheet, pair_sheet(sets, pairs))
+        click.echo(f"pairs: {sheet}", err=True)
     if as_json:
-        _print_json({"set": str(path), "intact": not found, "faults": found})
-    else:
-        click.echo("\n".join(found) if found else f"{path}: intact, as its manifest says")
-    if found:
-        sys.exit(1)
-
-
-@cli.command()
-@click.argument("sets", metavar="SET...", nargs=-1, required=True, type=_PATH)
-@click.option("--sheet", type=_PATH, help="Write a PNG with a row of faces for each group.")
-@_json_option
-def inspect(sets: Sequence[Path], sheet: Path | None, as_json: bool) -> None:
-    """Show what shard sets hold."""
-    from shardgen.summary import contact_sheet, summarise, write_png
-
-    summaries = [summarise(one) for one in sets]
-    if sheet is not None:
-        write_png(sheet, contact_sheet(sets))
-        click.echo(f"contact sheet: {sheet}", err=True)
-    if as_json:
-        _print_json([asdict(one) for one in summaries])
+        print_json(found.to_json())
         return
-    click.echo("\n".join(line for one in summaries for line in one.lines()))
+    click.echo("\n".join(found.lines()))
 
 
-_RECIPE = _options(
-    click.argument("recipe", type=_PATH),
+def _embeddings(sets: Sequence[Path], encoder: Path, device: str) -> list[Any]:
+    from eval.embed import embed_set
+    from pipeline.catalog import open_catalog
+    from pipeline.loader import resolve_device
+    from train.encoder import load_encoder
+
+    where = resolve_device(device)
+    trained = load_encoder(encoder, where)
+    return [embed_set(trained.network, open_catalog({"set": one}), trained.loader, where) for one in sets]
+
+
+_RECIPE = options(
+    click.argument("recipe", type=PATH),
     click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1),
 )
 
 
 @cli.command()
 @_RECIPE
-@_json_option
+@json_option
 def plan(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Show what every stratum gives to a batch and an epoch, before anything runs."""
     from pipeline.plan import open_plan
@@ -192,7 +105,7 @@ def plan(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
     loaded = load_recipe(recipe, overrides)
     planned = open_plan(loaded.mix, loaded.seed, loaded.loader.batch_size)
     if as_json:
-        _print_json(planned.to_json())
+        print_json(planned.to_json())
         return
     click.echo("\n".join(planned.lines()))
 
@@ -217,13 +130,13 @@ def train(recipe: Path, overrides: Sequence[str], resume: bool, stop_at: int | N
 
 
 @cli.command(name="eval")
-@click.argument("encoder", metavar="RUN|CHECKPOINT", type=_PATH)
+@click.argument("encoder", metavar="RUN|CHECKPOINT", type=PATH)
 @click.option("--bin", "bins", multiple=True, metavar="NAME=FILE", help="A verification set; repeatable.")
-@click.option("--gallery", type=_PATH, help="Shard set of enrolled faces.")
-@click.option("--probes", type=_PATH, help="Shard set of faces to search in the gallery.")
-@click.option("--out", type=_PATH, help="Folder of results.json and report.html.  [default: the run]")
+@click.option("--gallery", type=PATH, help="Shard set of enrolled faces.")
+@click.option("--probes", type=PATH, help="Shard set of faces to search in the gallery.")
+@click.option("--out", type=PATH, help="Folder of results.json and report.html.  [default: the run]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
-@_json_option
+@json_option
 def evaluate(
     encoder: Path,
     bins: Sequence[str],
@@ -252,13 +165,13 @@ def evaluate(
     result = measure(trained.description, trained.network, trained.loader, where, named, pair)
     page = write_report(result, out or trained.run)
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
         return
     click.echo("\n".join([*result.lines(), f"report: {page}"]))
 
 
 @cli.command()
-@click.argument("name", type=click.Choice(["convert", "loader"]))
+@click.argument("name", type=click.Choice(["loader", "shard"]))
 @click.option("--smoke", is_flag=True, help="Only show that it runs.")
 def bench(name: str, smoke: bool) -> None:
     """Run one of the scripts of benchmarks/ and print its table."""
@@ -266,7 +179,7 @@ def bench(name: str, smoke: bool) -> None:
 
 
 @cli.command()
-@click.option("--out", type=_PATH, default=Path("runs/demo"), show_default=True, help="Folder for everything.")
+@click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Folder for everything.")
 def demo(out: Path) -> None:
     """Everything on drawn faces, in minutes on two cores."""
     from shardgen.procedural import draw_demo

@@ -23,8 +23,8 @@ from pipeline.plan import Plan
 from pipeline.reader import ShardReader
 from shardgen.config import ShardConfig
 from shardgen.convert import convert
+from shardgen.inputs.folders import open_folder
 from shardgen.procedural import draw_folder
-from shardgen.sources import open_folder
 from shardgen.tags import no_tags
 
 BATCH = 256
@@ -48,7 +48,7 @@ def main(smoke: bool = False) -> None:
 
 def _make_set(folder: Path, images: int) -> Path:
     draw_folder(folder / "raw", 0, range(images // 8), range(8))
-    source, _ = open_folder(folder / "raw" / "images")
+    source = open_folder(folder / "raw" / "images")
     convert(source, no_tags(len(source)), folder / "set", ShardConfig(name="drawn", origin="synthetic"))
     return folder / "set"
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from shardgen.config import ShardConfig
 from shardgen.convert import convert
+from shardgen.inputs.folders import open_folder
 from shardgen.procedural import draw_folder
-from shardgen.sources import open_folder
-from shardgen.tags import join_table, no_tags, read_table
+from shardgen.tag_tables import join_table, read_table
+from shardgen.tags import Records, no_tags
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,10 +27,10 @@ def make_set(
     """Draw faces and convert them to a shard set, with the tag axis `group` unless told otherwise."""
     raw = out.with_name(out.name + ".raw")
     draw_folder(raw, seed, identities, range(images))
-    source, _ = open_folder(raw / "images")
+    source = open_folder(raw / "images")
     tags = no_tags(len(source))
     if tagged:
-        tags = join_table(read_table(raw / "identities.csv"), source.names(), source.identities, source.labels)
+        tags = join_table(read_table(raw / "identities.csv"), Records(source.names, source.identities, source.labels))
     options: dict[str, Any] = {"name": out.name, "origin": "authentic"}
     convert(source, tags, out, ShardConfig(**options | config))
     return out

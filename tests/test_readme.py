@@ -33,7 +33,7 @@ def test_the_walk_through_runs_as_written(tmp_path: Path) -> None:
         done = facemix(*arguments, *short, cwd=tmp_path)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         ran += 1
-    assert ran == 11
+    assert ran == 14
     assert (tmp_path / "runs" / "mix" / "report.html").exists()
 
 

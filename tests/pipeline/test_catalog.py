@@ -15,9 +15,10 @@ from pipeline.catalog import ORIGIN, Catalog, open_catalog
 from shardgen.config import ShardConfig
 from shardgen.convert import convert
 from shardgen.errors import DataError, UsageError
+from shardgen.inputs.folders import open_folder
 from shardgen.procedural import draw_folder
-from shardgen.sources import open_folder
-from shardgen.tags import join_table, no_tags, read_table
+from shardgen.tag_tables import join_table, read_table
+from shardgen.tags import Records, no_tags
 from tests.support import make_set
 
 
@@ -26,8 +27,8 @@ def tagged_set(out: Path, table: str, **config: Any) -> Path:
     raw = out.with_name(f"{out.name}.raw")
     draw_folder(raw, 0, range(4), range(2))
     (raw / "tags.csv").write_text(table)
-    source, _ = open_folder(raw / "images")
-    tags = join_table(read_table(raw / "tags.csv"), source.names(), source.identities, source.labels)
+    source = open_folder(raw / "images")
+    tags = join_table(read_table(raw / "tags.csv"), Records(source.names, source.identities, source.labels))
     options: dict[str, Any] = {"name": out.name, "origin": "authentic", "shard_samples": 3}
     convert(source, tags, out, ShardConfig(**options | config))
     return out
@@ -105,8 +106,8 @@ def test_an_identity_without_a_sample_has_no_label(tmp_path: Path) -> None:
     draw_folder(raw, 0, range(3), range(2))
     for image in (raw / "images" / "00001").iterdir():
         image.write_bytes(b"\xff\xd8\xff")
-    source, _ = open_folder(raw / "images")
-    tags = join_table(read_table(raw / "identities.csv"), source.names(), source.identities, source.labels)
+    source = open_folder(raw / "images")
+    tags = join_table(read_table(raw / "identities.csv"), Records(source.names, source.identities, source.labels))
     convert(source, tags, tmp_path / "set", ShardConfig(name="set", origin="authentic", max_rejected=0.5))
     catalog = open_catalog({"a": tmp_path / "set"})
     assert list(catalog.identities) == [("a", "00000"), ("a", "00002")]
@@ -133,7 +134,7 @@ def test_image_sizes_are_known_without_an_image(small_set: Path, tmp_path: Path)
     (tmp_path / "faces").mkdir()
     for number, (width, height) in enumerate([(112, 112), (90, 60), (60, 90), (60, 90)]):
         cv2.imwrite(str(tmp_path / "faces" / f"{number}.png"), np.full((height, width, 3), number, np.uint8))
-    source, _ = open_folder(tmp_path / "faces")
+    source = open_folder(tmp_path / "faces")
     convert(source, no_tags(len(source)), tmp_path / "set", ShardConfig(name="mixed", origin="authentic"))
     assert open_catalog({"mixed": tmp_path / "set"}).image_sizes == {(112, 112), (90, 60), (60, 90)}
     assert open_catalog({"small": small_set}).image_sizes == {(112, 112)}

@@ -20,7 +20,7 @@ from pipeline.reader import Encoded, ShardReader
 from shardgen.config import ShardConfig
 from shardgen.convert import convert
 from shardgen.errors import UsageError
-from shardgen.sources import open_folder
+from shardgen.inputs.folders import open_folder
 from shardgen.tags import no_tags
 from tests.support import make_set
 
@@ -268,7 +268,7 @@ def test_real_sets_of_different_image_sizes_mix(real_faces: Path, tmp_path: Path
         (tmp_path / kind / "faces").mkdir(parents=True)
         for path in paths:
             (tmp_path / kind / "faces" / path.name).symlink_to(path)
-        source, _ = open_folder(tmp_path / kind / "faces")
+        source = open_folder(tmp_path / kind / "faces")
         convert(source, no_tags(len(source)), tmp_path / kind / "set", ShardConfig(name=kind, origin="authentic"))
     catalog = open_catalog({kind: tmp_path / kind / "set" for kind in kinds})
     assert catalog.image_sizes == {(200, 200), (112, 112)}

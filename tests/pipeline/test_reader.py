@@ -12,7 +12,7 @@ from pipeline.catalog import open_catalog
 from pipeline.reader import ShardReader
 from shardgen.config import ShardConfig
 from shardgen.convert import convert
-from shardgen.sources import open_folder
+from shardgen.inputs.folders import open_folder
 from shardgen.tags import no_tags
 
 
@@ -28,7 +28,7 @@ def real_set(photographs: list[Path], tmp_path_factory: pytest.TempPathFactory) 
     (root / "faces").mkdir()
     for path in photographs:
         (root / "faces" / path.name).symlink_to(path)
-    source, _ = open_folder(root / "faces")
+    source = open_folder(root / "faces")
     config = ShardConfig(name="real", origin="authentic", shard_samples=10, order="source")
     convert(source, no_tags(len(source)), root / "set", config)
     return root / "set"
