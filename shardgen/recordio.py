@@ -12,9 +12,9 @@ import struct
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,8 +54,7 @@ HEAD = np.dtype(
 Heads = npt.NDArray[np.void]
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
+class ImageRecord(NamedTuple):
     """The payload of a record, unpacked."""
 
     labels: tuple[float, ...]
@@ -81,13 +80,13 @@ class RecordFile:
         """Return the payload of the record at `offset`, its parts joined."""
         return _MAGIC_BYTES.join(self._map[start : start + length] for start, length in self._parts(offset))
 
-    def payload_until(self, offset: int, end: int) -> bytes:
-        """Return the payload of the record between two offsets, with one read where it is whole."""
+    def payload_until(self, offset: int, end: int) -> bytes | memoryview:
+        """Return the payload of the record between two offsets, with one read and no copy where it is whole."""
         data = os.pread(self._descriptor, end - offset, offset)
         if len(data) >= _WORDS.size:
             magic, word = _WORDS.unpack_from(data)
             if magic == MAGIC and word <= LENGTH_MASK and _WORDS.size + word <= len(data):
-                return data[_WORDS.size : _WORDS.size + word]
+                return memoryview(data)[_WORDS.size : _WORDS.size + word]
         return self.payload(offset)
 
     def end(self, offset: int) -> int:
@@ -186,18 +185,18 @@ def read_index(path: Path) -> tuple[npt.NDArray[np.int64], Offsets]:
     return keys, offsets
 
 
-def unpack(payload: bytes) -> ImageRecord:
+def unpack(payload: bytes | memoryview) -> ImageRecord:
     """Split an image record's payload; raise `Unreadable` when it is too short for its header."""
     if len(payload) < HEADER_BYTES:
         raise Unreadable(f"damaged record: {len(payload)} bytes, shorter than the {HEADER_BYTES} of a record's header")
     flag, label, record_id, _ = _HEADER.unpack_from(payload)
     if not flag:
-        return ImageRecord((label,), record_id, payload[HEADER_BYTES:])
+        return ImageRecord((label,), record_id, bytes(payload[HEADER_BYTES:]))
     image_start = HEADER_BYTES + 4 * flag
     if image_start > len(payload):
         raise Unreadable(f"damaged record: its header promises {flag} labels, its {len(payload)} bytes end before them")
     labels = struct.unpack_from(f"<{flag}f", payload, HEADER_BYTES)
-    return ImageRecord(labels, record_id, payload[image_start:])
+    return ImageRecord(labels, record_id, bytes(payload[image_start:]))
 
 
 def pack(labels: Sequence[float], record_id: int, image: bytes) -> bytes:

@@ -6,6 +6,7 @@ Format: POSIX.1-1988 ustar. Index: version 1.2, as DALI's own `wds2idx` writes i
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Protocol
 
 BLOCK_BYTES = 512
@@ -26,9 +27,15 @@ def member_header(name: str, size_bytes: int) -> bytes:
     name_field = name.encode("ascii")
     if len(name_field) > 100 or size_bytes >= _MAX_MEMBER_BYTES:
         raise ValueError(f"{name} ({size_bytes} bytes) does not fit a ustar header")
-    size_field = b"%011o" % size_bytes
-    checksum = _CONSTANT_SUM + sum(name_field) + sum(size_field)
-    return _HEADER % (name_field.ljust(100, b"\x00"), size_field, checksum)
+    size_field, size_sum = _size_field(size_bytes)
+    return _HEADER % (name_field.ljust(100, b"\x00"), size_field, size_sum + sum(name_field))
+
+
+@lru_cache(1 << 16)
+def _size_field(size_bytes: int) -> tuple[bytes, int]:
+    """Return the octal digits of a size, and what a header's checksum is without its name."""
+    digits = b"%011o" % size_bytes
+    return digits, _CONSTANT_SUM + sum(digits)
 
 
 class Stream(Protocol):

@@ -145,8 +145,8 @@ def _samples(
 ) -> Iterator[tuple[tuple[str, bytes], tuple[str, bytes]]]:
     """Yield the two members of each sample, noting its row; note what is rejected."""
     fixed = _fixed_fields(job)
-    for position, name in enumerate(job.source.names()):
-        key = sample_key(int(job.records[position]))
+    for position, (record, name) in enumerate(zip(job.records.tolist(), job.source.names(), strict=True)):
+        key = sample_key(record)
         try:
             image = _prepared(job, position)
         except Unreadable as error:
@@ -161,8 +161,10 @@ def _samples(
 
 def _prepared(job: ShardJob, position: int) -> Prepared:
     data = job.source.read(position)
-    landmarks = None if job.landmarks is None else job.landmarks[position]
-    if landmarks is not None and np.isnan(landmarks).any():
+    if job.landmarks is None:
+        return images.prepare(data, job.images)
+    landmarks = job.landmarks[position]
+    if np.isnan(landmarks).any():
         raise Unreadable("no landmarks: the table has none for it, or not all five")
     return images.prepare(data, job.images, landmarks)
 

@@ -10,7 +10,7 @@ import pytest
 from shardgen.shardset import ShardSet
 from tests.support import facemix
 
-INPUTS = {
+INPUTS: dict[str, tuple[str, str, list[object]]] = {
     "orl": ("recordio", "orl", []),
     "standin": ("folder", "standin/images", ["--origin", "synthetic"]),
     "utkface": ("folder", "utkface/images", ["--tag-pattern", "utkface"]),

@@ -42,7 +42,7 @@ class RecordIOSource(Source):
 
     def names(self) -> Iterator[str]:
         """Yield the list's paths, or the keys as text."""
-        return map(str, self.keys) if self.paths is None else each(self.paths)
+        return map(str, self.keys.tolist()) if self.paths is None else each(self.paths)
 
     @cached_property
     def _file(self) -> RecordFile:

@@ -4,7 +4,8 @@ import pytest
 
 from tests.support import ROOT, facemix
 
-NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "timing"))
+HELPERS = ("__init__", "environments", "peers", "timing")
+NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in HELPERS)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -110,7 +110,9 @@ def test_a_table_needs_exactly_one_key_column(tmp_path: Path, header: str) -> No
         table(tmp_path, header + "\na,b,c\n")
 
 
-@pytest.mark.parametrize("axis", [*sorted(RESERVED_COLUMNS - {"identity", "key"}), "", "age group", "age-group", "é"])
+@pytest.mark.parametrize(
+    "axis", [*sorted(RESERVED_COLUMNS - {"identity", "key", "path"}), "", "age group", "age-group", "é"]
+)
 def test_a_name_that_a_column_cannot_have_is_refused(tmp_path: Path, axis: str) -> None:
     with pytest.raises(UsageError, match="cannot name a tag axis"):
         table(tmp_path, f"identity,{axis}\n")
