@@ -14,10 +14,11 @@ ASIDE = "*.part"
 
 
 @contextmanager
-def writing_durably(path: Path) -> Iterator[BinaryIO]:
+def writing_durably(path: Path, sync_renaming: bool = True) -> Iterator[BinaryIO]:
     """Write a file so that after a crash it is there whole or not at all.
 
-    It is written aside under a name of this process' own, synced, renamed, and its folder synced.
+    It is written aside under a name of this process' own, synced, renamed, and its folder synced, unless
+    another file follows whose presence is what counts.
     """
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -29,12 +30,13 @@ def writing_durably(path: Path) -> Iterator[BinaryIO]:
         aside.unlink(missing_ok=True)
         raise
     aside.replace(path)
-    sync_folder(path.parent)
+    if sync_renaming:
+        sync_folder(path.parent)
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes, sync_renaming: bool = True) -> None:
     """Write all of a file at once, whole or not at all."""
-    with writing_durably(path) as stream:
+    with writing_durably(path, sync_renaming) as stream:
         stream.write(content)
 
 

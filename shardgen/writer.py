@@ -108,7 +108,7 @@ def write_shard(folder: Path, job: ShardJob) -> ShardRecord:
     stem = folder / f"{job.number:06d}"
     rows = _Rows([], [], [], [])
     rejections: list[Rejection] = []
-    with writing_durably(stem.with_suffix(".tar")) as stream:
+    with writing_durably(stem.with_suffix(".tar"), sync_renaming=False) as stream:
         hashed = _HashingStream(stream)
         tar = TarWriter(hashed)
         for members in _samples(job, rows, rejections):
@@ -213,7 +213,7 @@ def table_bytes(table: pa.Table) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> FileInfo:
-    write_durably(path, content)
+    write_durably(path, content, sync_renaming=False)
     return FileInfo(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
