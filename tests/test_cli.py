@@ -223,3 +223,47 @@ def test_a_checkpoint_s_report_goes_to_its_run(trained: Path, tmp_path: Path) ->
     (newest,) = (trained / "checkpoints").glob("*.pt")
     assert facemix("eval", newest, "--bin", f"pairs={tmp_path / 'pairs.bin'}").returncode == 0
     assert (trained / "report.html").exists()
+
+
+def test_an_audit_with_an_encoder_finds_the_people_of_a_set_in_a_copy_of_it(
+    trained: Path, small_set: Path, tmp_path: Path
+) -> None:
+    for command in (
+        ("export", "folder", small_set, tmp_path / "folder"),
+        ("shard", "folder", tmp_path / "folder", tmp_path / "copy"),
+    ):
+        assert facemix(*command).returncode == 0
+    done = facemix(
+        "audit", small_set, tmp_path / "copy", "--no-near", "--encoder", trained, "--threshold", 0.999, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    overlap = json.loads(done.stdout)["overlap"]
+    assert overlap["num_across_sets"] >= 8  # each of the eight is at least like itself
+    assert overlap["num_identities"] == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["tag", "SET"], "nothing says which tags"),
+        (["tag", "SET", "nowhere.csv"], "nowhere.csv is no file"),
+        (["export", "bin", "SET", "OUT"], "either --pairs FILE or --draw N"),
+        (["export", "bin", "SET", "OUT", "--draw", "20", "--within", "height"], "height"),
+        (["export", "folder", "SET", "SET"], "already holds something"),
+        (["audit", "SET", "SET"], "given twice"),
+        (["shard", "auto", "nowhere", "OUT"], "nowhere does not exist"),
+        (["shard", "zip", "nowhere", "OUT"], "nowhere does not exist"),
+        (["shard", "webdataset", "SET", "OUT", "--identity-pattern", "x"], "has no group"),
+        (["shard", "webdataset", "SET", "OUT", "--identity-column", "x"], "identity column x is for parquet inputs"),
+        (["shard", "webdataset", "SET", "OUT", "--size", "3"], "--size 3: "),
+        (["shard", "webdataset", "SET", "OUT", "--align", "nowhere.csv"], "nowhere.csv is no file"),
+        (["shard", "webdataset", "SET", "OUT", "--tag-folder", "age=0"], "'0' is no level"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_a_data_command_cannot_do_is_said_in_one_line(
+    small_set: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    places = {"SET": small_set, "OUT": tmp_path / "out"}
+    assert says in error_line(facemix(*(places.get(one, one) for one in arguments)), 2)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,65 @@
+"""Environments of programs that need other Pythons or packages than ours; built on first use under `.oracles/`.
+
+Tests ask them for a second opinion, benchmarks run against them. Versions are pinned and nothing but the
+named packages is installed, so that an environment is the same next year.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ENVIRONMENTS = Path(__file__).parents[1] / ".oracles"
+_PYTHON = "3.11"
+_PACKAGES = {
+    "mxnet": [
+        "mxnet==1.9.1",
+        *("numpy==1.23.5", "graphviz==0.8.4", "requests==2.34.2", "urllib3==2.8.0", "idna==3.20"),
+        *("certifi==2026.10.19.post1", "charset-normalizer==3.5.3"),
+    ],
+    "mds": [
+        "mosaicml-streaming==0.13.0",
+        *("numpy==2.1.3", "xxhash==3.6.0", "Brotli==1.2.1", "zstd==1.5.7.2", "python-snappy==0.7.3"),
+        *("cramjam==2.14.0", "pillow==13.0.0", "tqdm==4.70.1", "filelock==4.3.1", "typing_extensions==4.16.0"),
+    ],
+}
+
+
+class Unbuildable(RuntimeError):
+    """An environment cannot be had; the text is one line with the reason."""
+
+
+class NoPython(Unbuildable):
+    """This machine lacks the Python to build it with."""
+
+
+def environment_python(name: str, build: bool = True) -> Path:
+    """Return the Python of an environment; build it if need be and allowed."""
+    folder = ENVIRONMENTS / name
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if ready.exists():
+        return python
+    if not build:
+        raise Unbuildable(f"the environment {name} is not built yet")
+    base = _find_python()
+    if base is None:
+        raise NoPython(f"no Python {_PYTHON} to build the environment {name} with")
+    shutil.rmtree(folder, ignore_errors=True)
+    _run(name, base, "-m", "venv", str(folder))
+    _run(name, str(python), "-m", "pip", "install", "--quiet", "--no-deps", *_PACKAGES[name])
+    ready.touch()
+    return python
+
+
+def _run(name: str, *command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unbuildable(f"the environment {name} could not be built: {' '.join(done.stderr.split())[-500:]}")
+
+
+def _find_python() -> str | None:
+    for candidate in filter(None, [sys.executable, shutil.which(f"python{_PYTHON}")]):
+        shown = subprocess.run([candidate, "--version"], capture_output=True, text=True, check=False).stdout
+        if shown.startswith(f"Python {_PYTHON}."):
+            return candidate
+    return None
