@@ -145,7 +145,9 @@ def _compare_sizes(inputs: _Inputs, plan: _Plan) -> None:
     )
     figures = [_growth_figures(costs[ours, size], costs[copy, size]) for size in sizes]
     rows = [[f"{size}", *(f"{figure:.1f}" for figure in row)] for size, row in zip(sizes, figures, strict=True)]
-    ratios = [f"{last / first:.2f}" for first, last in zip(figures[0], figures[-1], strict=True)]
+    ratios = [  # the kernel samples what is its own, so a short run can show none outside of it
+        f"{last / first:.2f}" if first else "-" for first, last in zip(figures[0], figures[-1], strict=True)
+    ]
     print(f"\n{_OURS}, one process, by the size of the set\n")
     columns = ["records", "CPU us", "of it outside the kernel", "wall us", "peak MiB", "plain copy, CPU us"]
     _print_table(columns, [*rows, ["last by first", *ratios]])

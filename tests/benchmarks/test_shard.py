@@ -48,6 +48,18 @@ def test_growth_is_from_the_smallest_to_the_largest_set(printed: str) -> None:
     assert "| last by first | 1.00 | 1.00 | 1.00 | 1.33 | 1.00 |" in printed
 
 
+def test_a_run_too_short_to_show_time_outside_of_the_kernel_has_no_ratio(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def all_in_kernel(_: object, peer: str, records: int, python: str = "") -> Run:
+        spent = 1e-6 * records
+        return Run(records, cpu_seconds=spent, system_seconds=spent, wall_seconds=spent, peak_bytes=MEBIBYTE)
+
+    monkeypatch.setattr(shard, "_run", all_in_kernel)
+    shard.main(smoke=True)
+    assert "| last by first | 1.00 | - | 1.00 | 1.00 | 1.00 |" in capsys.readouterr().out
+
+
 def test_sizes_that_the_disk_has_no_room_for_are_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
