@@ -34,13 +34,17 @@ class Counted:
         """Return axis -> value -> samples."""
         return {axis: dict(zip(self._axes[axis], total.tolist(), strict=True)) for axis, total in self._tags.items()}
 
+    def num_samples(self) -> int:
+        """Return the number of samples."""
+        return int(self._samples.sum())
+
     def num_identities(self) -> int:
         """Return the number of identities with at least one sample."""
         return int((self._samples > 0).sum())
 
     def order(self) -> OrderStatistics:
         """Return how well identities are spread over the samples counted."""
-        total = int(self._samples.sum())
+        total = self.num_samples()
         pairs = max(total * (total - 1), 1)
         return OrderStatistics(
             adjacent_same_identity=self._adjacent / max(total - 1, 1),

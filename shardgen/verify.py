@@ -7,7 +7,6 @@ tables and manifest say the same, and every image still decodes.
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def _earlier(folder: Path, newest: Manifest, damaged: dict[str, str]) -> Iterato
 
 def _deep_faults(folder: Path, revisions: Sequence[Manifest], damaged: Mapping[str, str]) -> Iterator[str]:
     first = revisions[0]
-    counted = _Counts()
+    counted = Counted(len(first.identities), first.axes)
     whole = [shard for shard in first.shards if not any(f"{shard.name}{suffix}" in damaged for suffix in shard.files)]
     wrong = [fault for shard in whole for fault in _shard_faults(folder, shard, first, counted)]
     yield from wrong
@@ -115,16 +114,7 @@ def _file_fault(path: Path, expected: FileInfo) -> str | None:
     return None
 
 
-class _Counts:
-    """What the shards' tables add up to."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.identities: set[int] = set()
-        self.tags: Counter[tuple[str, str]] = Counter()
-
-
-def _shard_faults(folder: Path, shard: ShardInfo, manifest: Manifest, counted: _Counts) -> Iterator[str]:
+def _shard_faults(folder: Path, shard: ShardInfo, manifest: Manifest, counted: Counted) -> Iterator[str]:
     """Yield the first sample at which the shard is not what its table says, or what its index lacks."""
     stem = folder / shard.name
     tar, index = (stem.with_suffix(suffix).read_bytes() for suffix in (".tar", ".idx"))
@@ -140,9 +130,7 @@ def _shard_faults(folder: Path, shard: ShardInfo, manifest: Manifest, counted: _
             writer.flush()
             if tar[start : made.tell()] != made.getbuffer()[start:]:
                 raise ValueError(f"sample {row['key']}: tar and table differ")
-            counted.samples += 1
-            counted.identities.add(row["identity"])
-            counted.tags.update((axis, values[row[axis]]) for axis, values in manifest.axes.items())
+        counted.add(table)
     except (ValueError, IndexError, OSError) as error:
         yield f"{stem}: {' '.join(str(error).split())}; {_WAY_OUT}"
         return
@@ -172,16 +160,15 @@ def _remake(row: Mapping[str, Any], start: int, tar: bytes, manifest: Manifest, 
     writer.add_sample(sample.members(info.extension))
 
 
-def _count_faults(folder: Path, manifest: Manifest, counted: _Counts) -> Iterator[str]:
+def _count_faults(folder: Path, manifest: Manifest, counted: Counted) -> Iterator[str]:
     with (folder / REJECTED).open(newline="", encoding="utf-8") as stream:
         num_rejected = sum(1 for _ in csv.reader(stream)) - 1
-    tags = {axis: {value: counted.tags[axis, value] for value in values} for axis, values in manifest.axes.items()}
     for name, said, found in (
-        ("num_samples", manifest.num_samples, counted.samples),
-        ("num_identities", manifest.num_identities, len(counted.identities)),
+        ("num_samples", manifest.num_samples, counted.num_samples()),
+        ("num_identities", manifest.num_identities, counted.num_identities()),
         ("num_rejected", manifest.num_rejected, num_rejected),
-        ("num_read", manifest.num_read, counted.samples + num_rejected),
-        ("counts", manifest.counts, tags),
+        ("num_read", manifest.num_read, counted.num_samples() + num_rejected),
+        ("counts", manifest.counts, counted.counts()),
     ):
         if said != found:
             yield f"{folder / MANIFEST}: {name} is {said}, counted were {found}; {_WAY_OUT}"

@@ -1,9 +1,13 @@
 """What tests share: one factory of small shard sets, and the command line as a user calls it."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from shardgen.config import ShardConfig
 from shardgen.convert import convert
@@ -34,6 +38,29 @@ def make_set(
     options: dict[str, Any] = {"name": out.name, "origin": "authentic"}
     convert(source, tags, out, ShardConfig(**options | config))
     return out
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def stop_before(monkeypatch: pytest.MonkeyPatch, operation: int, *more: str) -> None:
+    """Let the process end before its so-manieth sync, rename, removal, or other named operation on a path."""
+    done = 0
+
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done > operation:
+                raise Killed
+            return original(*arguments, **options)
+
+        return wrapped
+
+    monkeypatch.setattr(os, "fsync", counted(lambda _: None))  # syncing for real would take most of the time
+    for name in ("replace", "rename", "unlink", *more):
+        monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
 
 
 def facemix(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -29,6 +29,7 @@ from shardgen.shardset import ShardSet
 from shardgen.sources import Source
 from shardgen.tag_tables import read_table
 from shardgen.tags import Tags, no_tags
+from tests.support import Killed, stop_before
 
 HOSTILE = [
     "../up",
@@ -326,29 +327,6 @@ def test_two_exports_never_write_to_one_folder(small: Path, tmp_path: Path, expo
     export(small, tmp_path / "out")
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def stop_before(monkeypatch: pytest.MonkeyPatch, operation: int) -> None:
-    """Let the process end before its so-manieth opening, sync, rename or removal."""
-    done = 0
-
-    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **options: Any) -> Any:
-            nonlocal done
-            done += 1
-            if done > operation:
-                raise Killed
-            return original(*arguments, **options)
-
-        return wrapped
-
-    monkeypatch.setattr(os, "fsync", counted(lambda _: None))
-    for name in ("replace", "rename", "unlink", "mkdir", "write_bytes", "write_text"):
-        monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
-
-
 @both
 def test_stopped_anywhere_it_leaves_no_out_and_starts_afresh_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Export
@@ -366,7 +344,7 @@ def test_stopped_anywhere_it_leaves_no_out_and_starts_afresh_to_the_same_bytes(
             (unfinished / stale).touch()
         try:
             with monkeypatch.context() as patched:
-                stop_before(patched, operation)
+                stop_before(patched, operation, "mkdir", "write_bytes", "write_text")
                 export(folder, out)
             break
         except Killed:
