@@ -150,12 +150,11 @@ def _begin(unfinished: Path, work: Conversion) -> None:
 def _jobs(work: Conversion) -> Iterator[ShardJob]:
     """Cut the records into shards, in source order or in a seeded shuffle of the whole source."""
     source, config = work.source, work.config
+    order = np.arange(len(source), dtype=np.min_scalar_type(len(source)))
     if config.order == "shuffled":
-        order = np.random.default_rng(config.seed).permutation(len(source)).astype(np.int64)
-    else:
-        order = np.arange(len(source), dtype=np.int64)
+        np.random.default_rng(config.seed).shuffle(order)
     for number, start in enumerate(range(0, len(source), config.shard_samples)):
-        records = order[start : start + config.shard_samples]
+        records = order[start : start + config.shard_samples].astype(np.int64)
         yield ShardJob(
             number=number,
             dataset=config.name,

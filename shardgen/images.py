@@ -10,7 +10,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -69,8 +69,7 @@ class ImageOptions:
     max_pixels: int = MAX_PIXELS
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """An image as it goes into a shard; sizes in pixels, 0 where nobody looked."""
 
     data: bytes
@@ -95,26 +94,21 @@ def sniff(data: bytes) -> str:
 
 def read_header(data: bytes) -> Header:
     """Return what the image says of itself; raise `Unreadable` when its header is damaged."""
+    for content, header in _last_jpeg:
+        if data.startswith(content):
+            return header
     extension = sniff(data)
     return _jpeg_header(data) if extension == "jpg" else _other_header(data, extension)
 
 
 def _jpeg_header(data: bytes) -> Header:
-    """Return the header of a JPEG; images of one encoder often share theirs byte for byte, and then it is known."""
-    known = _known_headers.get(data[: _header_bytes[0]])
-    if known is not None:
-        return known
     header, end = _walk_jpeg(data)
-    if len(_known_headers) >= _MAX_KNOWN:
-        _known_headers.clear()
-    _header_bytes[0] = end
-    _known_headers[data[:end]] = header
+    _last_jpeg[:] = [(data[:end], header)]
     return header
 
 
-_MAX_KNOWN = 1 << 10
-_known_headers: dict[bytes, Header] = {}
-_header_bytes = [0]  # of the last header that was walked
+_last_jpeg: list[tuple[bytes, Header]] = []
+"""The last header that was walked: images of one encoder often share theirs byte for byte."""
 
 
 def _walk_jpeg(data: bytes) -> tuple[Header, int]:
@@ -217,6 +211,8 @@ def prepare(data: bytes, options: ImageOptions, landmarks: Landmarks | None = No
     Bytes stay as they are unless the image is aligned by `landmarks` (in pixels of the upright image),
     has another size than asked for, is stored sideways, or is of a kind that DALI does not decode.
     """
+    if landmarks is not None and np.isnan(landmarks).any():
+        raise Unreadable("no landmarks: the table has none for it, or not all five")
     if options.check == "none" and options.size is None and landmarks is None:
         return Prepared(data, sniff(data), 0, 0)
     header = _bounded(read_header(data), options.max_pixels)
@@ -231,13 +227,12 @@ def prepare(data: bytes, options: ImageOptions, landmarks: Landmarks | None = No
 def _edits(data: bytes, header: Header, options: ImageOptions, landmarks: Landmarks | None) -> tuple[str, ...]:
     if header.orientation != _UPRIGHT and options.exif == "refuse":
         raise Unreadable(f"sideways: its EXIF orientation is {header.orientation}; --exif apply turns it")
-    is_sized = options.size is None or (header.width, header.height) == (options.size, options.size)
     edits = []
     if landmarks is not None:
         edits.append("aligned")
     if header.orientation != _UPRIGHT:
         edits.append("turned upright")
-    if landmarks is None and not is_sized:
+    if landmarks is None and options.size is not None and (header.width, header.height) != (options.size,) * 2:
         edits.append("resized")
     if header.extension == "webp" and data[12:16] == b"VP8X":  # DALI 2.4 fails on it
         edits.append("WebP made plain")

@@ -12,6 +12,7 @@ import struct
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -28,6 +29,7 @@ MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _WORDS = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
+_PLAIN = struct.Struct("<III")  # the two words and the header's flag
 HEADER_BYTES = _HEADER.size
 LENGTH_MASK = (1 << 29) - 1
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
@@ -80,14 +82,10 @@ class RecordFile:
         """Return the payload of the record at `offset`, its parts joined."""
         return _MAGIC_BYTES.join(self._map[start : start + length] for start, length in self._parts(offset))
 
-    def payload_until(self, offset: int, end: int) -> bytes | memoryview:
-        """Return the payload of the record between two offsets, with one read and no copy where it is whole."""
-        data = os.pread(self._descriptor, end - offset, offset)
-        if len(data) >= _WORDS.size:
-            magic, word = _WORDS.unpack_from(data)
-            if magic == MAGIC and word <= LENGTH_MASK and _WORDS.size + word <= len(data):
-                return memoryview(data)[_WORDS.size : _WORDS.size + word]
-        return self.payload(offset)
+    def plain_images(self, offsets: Offsets, ends: Offsets) -> Iterator[bytes | None]:
+        """Yield the image of each record between two offsets, read at once; None where it is in parts, or at fault."""
+        records = map(os.pread, repeat(self._descriptor), (ends - offsets).tolist(), offsets.tolist())
+        return map(_plain_image, records)
 
     def end(self, offset: int) -> int:
         """Return where the record at `offset` ends and the next one starts."""
@@ -161,28 +159,41 @@ class RecordFile:
 
 
 def read_index(path: Path) -> tuple[npt.NDArray[np.int64], Offsets]:
-    """Return the keys and offsets of an `.idx` file, sorted by key.
+    """Return the keys and offsets of an `.idx` file, in the order of the offsets.
 
     Raises `DataError` for anything but `key<TAB>offset` lines of whole numbers, or repeated keys.
     """
+    keys, offsets = _read_columns(path)
+    if (offsets[1:] < offsets[:-1]).any():
+        order = np.argsort(offsets, kind="stable")
+        keys, offsets = keys[order], offsets[order]
+    ordered = np.sort(keys)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeated):
+        raise DataError(f"{path} lists key {repeated[0]} twice; delete it to have the .rec scanned instead")
+    return keys, offsets
+
+
+def _read_columns(path: Path) -> tuple[npt.NDArray[np.int64], Offsets]:
+    """Return keys and offsets, line by line; the text is never in memory as a whole."""
+    keys, offsets = array("q"), array("q")
     try:
-        table = pa.csv.read_csv(
+        for lines in pa.csv.open_csv(
             path,
-            read_options=pa.csv.ReadOptions(column_names=["key", "offset"]),
+            # pyarrow reads dozens of blocks ahead and keeps their memory
+            read_options=pa.csv.ReadOptions(column_names=["key", "offset"], block_size=1 << 14, use_threads=False),
             parse_options=pa.csv.ParseOptions(delimiter="\t"),
             convert_options=pa.csv.ConvertOptions(column_types={"key": pa.int64(), "offset": pa.int64()}),
-        )
+        ):
+            if any(column.null_count for column in lines.columns):
+                raise DataError(
+                    f"{path} has a line that lacks its key or offset; delete it to have the .rec scanned instead"
+                )
+            keys.frombytes(lines["key"].to_numpy().tobytes())
+            offsets.frombytes(lines["offset"].to_numpy().tobytes())
     except pa.ArrowInvalid as error:
         raise DataError(f"{path} is no index of key<TAB>offset lines: {' '.join(str(error).split())}") from None
-    if table["key"].null_count or table["offset"].null_count:
-        raise DataError(f"{path} has a line that lacks its key or offset; delete it to have the .rec scanned instead")
-    keys, offsets = (np.asarray(table[name].to_numpy(), np.int64) for name in ("key", "offset"))
-    order = np.argsort(keys, kind="stable")
-    keys, offsets = keys[order], offsets[order]
-    repeated = keys[1:] == keys[:-1]
-    if repeated.any():
-        raise DataError(f"{path} lists key {keys[1:][repeated][0]} twice; delete it to have the .rec scanned instead")
-    return keys, offsets
+    return np.frombuffer(keys, np.int64), np.frombuffer(offsets, np.int64)
 
 
 def unpack(payload: bytes | memoryview) -> ImageRecord:
@@ -197,6 +208,15 @@ def unpack(payload: bytes | memoryview) -> ImageRecord:
         raise Unreadable(f"damaged record: its header promises {flag} labels, its {len(payload)} bytes end before them")
     labels = struct.unpack_from(f"<{flag}f", payload, HEADER_BYTES)
     return ImageRecord(labels, record_id, bytes(payload[image_start:]))
+
+
+def _plain_image(record: bytes) -> bytes | None:
+    if len(record) < _PLAIN.size:
+        return None
+    magic, word, num_labels = _PLAIN.unpack_from(record)
+    start, end = _WORDS.size + HEADER_BYTES + 4 * num_labels, _WORDS.size + word
+    is_plain = magic == MAGIC and word <= LENGTH_MASK and start <= end <= len(record)
+    return record[start:end] if is_plain else None
 
 
 def pack(labels: Sequence[float], record_id: int, image: bytes) -> bytes:

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import xxhash
@@ -23,25 +23,33 @@ class Sample:
     tags: Mapping[str, str]
     attributes: Mapping[str, str] = field(default_factory=dict)
 
-    def members(self, extension: str) -> list[tuple[str, bytes]]:
-        """Return name and bytes of the sample's members, in the order they have in the tar."""
-        return [(f"{self.key}.{extension}", self.image), (f"{self.key}.json", self.json_member())]
-
     def json_member(self) -> bytes:
         """Return the bytes of `<key>.json`: the same fields always give the same bytes."""
-        return json_member(self.attributes, fixed_fields(self.identity, self.dataset, self.origin, self.tags))
+        return json_text(
+            {
+                "attributes": dict(self.attributes),
+                "dataset": self.dataset,
+                "identity": self.identity,
+                "origin": self.origin,
+                "tags": dict(self.tags),
+            }
+        ).encode()
 
 
-def json_member(attributes: Mapping[str, str], fixed: str) -> bytes:
-    """Return the JSON of a sample's own attributes and the fields that many samples share."""
-    own = ",".join([f"{_quoted(name)}:{_quoted(attributes[name])}" for name in sorted(attributes)])
-    return f'{{"attributes":{{{own}}},{fixed}'.encode()
+def json_text(fields: Mapping[str, object]) -> str:
+    """Return the one way in which we write these fields as JSON."""
+    return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def fixed_fields(identity: str, dataset: str, origin: str, tags: Mapping[str, str]) -> str:
-    """Return the end of a sample's JSON: made once, it serves every image with the same identity and tags."""
-    fields = {"dataset": dataset, "identity": identity, "origin": origin, "tags": dict(tags)}
-    return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))[1:]
+def json_members(
+    sources: Iterable[str], identities: Iterable[str], tags: Iterable[str], dataset: str, origin: str
+) -> list[bytes]:
+    """Return the `<key>.json` of samples whose attribute is their source; `tags` are JSON already."""
+    to_identity, to_tags = f'}},"dataset":{_quoted(dataset)},"identity":', f',"origin":{_quoted(origin)},"tags":'
+    return [
+        f'{{"attributes":{{"source":{_quoted(source)}{to_identity}{_quoted(identity)}{to_tags}{text}}}'.encode()
+        for source, identity, text in zip(sources, identities, tags, strict=True)
+    ]
 
 
 _quoted = json.encoder.encode_basestring  # what json.dumps uses, without all that is around it

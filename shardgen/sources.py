@@ -70,6 +70,17 @@ class Source(ABC):
             raise Unreadable(f"no identity: {self.no_identity}")
         return image
 
+    def attempt(self, record: int) -> bytes | Unreadable:
+        """Return what `read` returns or raises."""
+        try:
+            return self.read(record)
+        except Unreadable as error:
+            return error
+
+    def read_all(self) -> Iterator[bytes | Unreadable]:
+        """Yield what `read` returns or raises for each record in turn."""
+        return map(self.attempt, range(len(self)))
+
     def part(self, records: Records, **changes: Any) -> "Source":
         """Return some of the records, without the identities' names: small enough to send to a process."""
         taken: dict[str, Any] = {name: _take(getattr(self, name), records) for name in self.columns}
@@ -79,8 +90,8 @@ class Source(ABC):
         """Return a hash that changes with the input's records, names and identities, not with its place."""
         digest = hashlib.sha256("\0".join(self.identities).encode())
         for column in (self.labels, *(getattr(self, name) for name in self.columns)):
-            for piece in _pieces(column):
-                digest.update(piece)
+            for records in blocks(len(self)):
+                digest.update(_bytes(_take(column, records)))
         return digest.hexdigest()
 
     def stamp(self) -> str:
@@ -92,25 +103,26 @@ class Source(ABC):
         return digest.hexdigest()
 
 
-def _take(column: pa.Array | npt.NDArray[np.generic] | None, records: Records) -> object:
+def blocks(count: int) -> Iterator[Records]:
+    """Yield the positions of so many records, some at a time."""
+    return (np.arange(start, min(start + CHUNK_RECORDS, count)) for start in range(0, count, CHUNK_RECORDS))
+
+
+def _take(column: Any, records: Records) -> Any:
     if isinstance(column, pa.Array):
         return column.take(pa.array(records))
     return None if column is None else column[records]
 
 
-def _pieces(column: pa.Array | npt.NDArray[np.generic] | None) -> Iterator[bytes]:
-    if isinstance(column, pa.Array):
-        return ("\0".join([*names, ""]).encode() for names in _chunks(column))
-    return iter(() if column is None else (column.tobytes(),))
-
-
-def _chunks(column: pa.Array) -> Iterator[list[str]]:
-    return (column.slice(start, CHUNK_RECORDS).to_pylist() for start in range(0, len(column), CHUNK_RECORDS))
+def _bytes(values: pa.Array | npt.NDArray[np.generic] | None) -> bytes:
+    if isinstance(values, pa.Array):
+        return "\0".join([*values.to_pylist(), ""]).encode()
+    return b"" if values is None else values.tobytes()
 
 
 def each(column: pa.Array) -> Iterator[str]:
     """Yield the texts of a column without holding all of them."""
-    return (name for names in _chunks(column) for name in names)
+    return (name for records in blocks(len(column)) for name in _take(column, records).to_pylist())
 
 
 def text(names: Iterable[str], where: Path) -> pa.Array:

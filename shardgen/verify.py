@@ -157,7 +157,7 @@ def _remake(row: Mapping[str, Any], start: int, tar: bytes, manifest: Manifest, 
     due = (start + BLOCK_BYTES, width, height, content_hash(image), sample.dataset, sample.origin)
     if found != due:
         raise ValueError(f"sample {row['key']}: the table says {found}, image and manifest {due}")
-    writer.add_sample(sample.members(info.extension))
+    writer.add_samples([(sample.key, info.extension, image, sample.json_member())])
 
 
 def _count_faults(folder: Path, manifest: Manifest, counted: Counted) -> Iterator[str]:

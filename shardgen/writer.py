@@ -1,15 +1,16 @@
 """One shard: its tar, index and table, written to a folder that nobody reads yet.
 
 The last file, `<number>.json`, says that the shard is whole: it holds the hashes of the other three and
-of the job that asked for them. Tables are kept as columns and the JSON of an identity is made once, since
+of the job that asked for them. Records are taken in about a megabyte at a time and kept as columns, since
 what a record costs beside its image decides how fast a million of them are.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain, repeat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,10 +24,12 @@ from shardgen import images
 from shardgen.files import write_durably, writing_durably
 from shardgen.images import ImageOptions, Prepared, Unreadable
 from shardgen.manifest import FileInfo, ShardInfo, hash_file
-from shardgen.sample import content_hash, fixed_fields, json_member, sample_key
+from shardgen.sample import content_hash, json_members, json_text, sample_key
 from shardgen.sources import Source
 from shardgen.tags import Tags
 from shardgen.tar import TarWriter
+
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,13 @@ def finished_shard(folder: Path, number: int, digest: str) -> ShardRecord | None
 def write_shard(folder: Path, job: ShardJob) -> ShardRecord:
     """Convert the job's records; what cannot become a sample is listed with its reason."""
     stem = folder / f"{job.number:06d}"
-    rows = _Rows([], [], [], [])
+    rows = _Rows()
     rejections: list[Rejection] = []
     with writing_durably(stem.with_suffix(".tar"), sync_renaming=False) as stream:
         hashed = _HashingStream(stream)
         tar = TarWriter(hashed)
-        for members in _samples(job, rows, rejections):
-            rows.offsets.append(tar.add_sample(members))
+        for block in _blocks(job, rejections):
+            _write_block(job, block, tar, rows)
         index = tar.finish()
     files = {
         ".tar": hashed.info(),
@@ -123,85 +126,98 @@ def write_shard(folder: Path, job: ShardJob) -> ShardRecord:
         job=job.digest,
         shard=ShardInfo(name=stem.name, num_samples=len(rows.positions), files=files),
         rejections=rejections,
-        edited=dict(Counter(edit for one in rows.images for edit in one[3])),
+        edited=dict(rows.edits),
     )
     write_durably(stem.with_suffix(".json"), record.model_dump_json().encode())
     return record
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The columns of the table that grow with each sample."""
-
-    positions: list[int]
-    names: list[str]
-    images: list[tuple[int, int, int, tuple[str, ...], bytes]]
-    """Bytes, width, height, edits, content hash."""
-    offsets: list[int]
+_Taken = tuple[int, str, str, str, str, Prepared]
+"""A record that becomes a sample: its position in the job, key, name, identity, tags as JSON, and image."""
 
 
-def _samples(
-    job: ShardJob, rows: _Rows, rejections: list[Rejection]
-) -> Iterator[tuple[tuple[str, bytes], tuple[str, bytes]]]:
-    """Yield the two members of each sample, noting its row; note what is rejected."""
-    fixed = _fixed_fields(job)
-    for position, (record, name) in enumerate(zip(job.records.tolist(), job.source.names(), strict=True)):
-        key = sample_key(record)
+def _blocks(job: ShardJob, rejections: list[Rejection]) -> Iterator[Sequence[_Taken]]:
+    """Yield the records that become samples, about a megabyte at a time; note the others."""
+    block: list[_Taken] = []
+    num_bytes = 0
+    keys = map(sample_key, job.records.tolist())
+    landmarks = repeat(None, len(job.records)) if job.landmarks is None else job.landmarks
+    columns = (keys, job.source.names(), job.identities, _tags_texts(job.tags), job.source.read_all(), landmarks)
+    for position, (key, name, identity, tags, data, points) in enumerate(zip(*columns, strict=True)):
         try:
-            image = _prepared(job, position)
+            if isinstance(data, Unreadable):
+                raise data
+            image = images.prepare(data, job.images, points)
         except Unreadable as error:
             rejections.append(Rejection(key=key, source=name, reason=str(error)))
             continue
-        rows.positions.append(position)
-        rows.names.append(name)
-        rows.images.append((len(image.data), image.width, image.height, image.edits, content_hash(image.data)))
-        fields = json_member({"source": name}, fixed(position))
-        yield (f"{key}.{image.extension}", image.data), (f"{key}.json", fields)
+        block.append((position, key, name, identity, tags, image))
+        num_bytes += len(image.data)
+        if num_bytes >= _BLOCK_BYTES:
+            yield block
+            block, num_bytes = [], 0
+    if block:
+        yield block
 
 
-def _prepared(job: ShardJob, position: int) -> Prepared:
-    data = job.source.read(position)
-    if job.landmarks is None:
-        return images.prepare(data, job.images)
-    landmarks = job.landmarks[position]
-    if np.isnan(landmarks).any():
-        raise Unreadable("no landmarks: the table has none for it, or not all five")
-    return images.prepare(data, job.images, landmarks)
-
-
-def _fixed_fields(job: ShardJob) -> Callable[[int], str]:
-    """Return what gives a record's part of the JSON that its identity and tags decide."""
+def _tags_texts(tags: Tags) -> Iterator[str]:
+    """Yield each record's tags as JSON; few of them differ."""
 
     @lru_cache(1 << 14)
-    def made(identity: str, codes: bytes) -> str:
-        numbers = np.frombuffer(codes, np.int16).tolist()
-        tags = {axis: values[code] for (axis, values), code in zip(job.tags.axes.items(), numbers, strict=True)}
-        return fixed_fields(identity, job.dataset, job.origin, tags)
+    def text(codes: tuple[int, ...]) -> str:
+        return json_text({axis: values[code] for (axis, values), code in zip(tags.axes.items(), codes, strict=True)})
 
-    return lambda position: made(job.identities[position], job.tags.codes[position].tobytes())
+    return map(text, map(tuple, map(np.ndarray.tolist, tags.codes)))
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The columns of the table that grow with each block: of numbers, texts and bytes alone, for an object that
+    refers to others is one more for the garbage collector to visit, again and again."""
+
+    positions: list[int] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    edits: Counter[str] = field(default_factory=Counter)
+
+
+def _write_block(job: ShardJob, block: Sequence[_Taken], tar: TarWriter, rows: _Rows) -> None:
+    positions, keys, names, identities, tags, prepared = zip(*block, strict=True)
+    data, extensions, widths, heights, edits = zip(*prepared, strict=True)
+    texts = json_members(names, identities, tags, job.dataset, job.origin)
+    rows.offsets += tar.add_samples(zip(keys, extensions, data, texts, strict=True))
+    rows.positions += positions
+    rows.keys += keys
+    rows.names += names
+    rows.sizes += map(len, data)
+    rows.widths += widths
+    rows.heights += heights
+    rows.hashes += map(content_hash, data)
+    rows.edits.update(chain.from_iterable(edits))
 
 
 def _table(job: ShardJob, rows: _Rows) -> pa.Table:
     positions, count = np.array(rows.positions, np.int64), len(rows.positions)
-    sizes, widths, heights, _, hashes = zip(*rows.images, strict=True) if rows.images else ((),) * 5
-    codes = job.tags.codes[positions]
     columns = [
-        [sample_key(record) for record in job.records[positions].tolist()],
+        rows.keys,
         rows.offsets,
-        sizes,
+        rows.sizes,
         job.source.labels[positions],
-        [job.dataset] * count,
-        [job.origin] * count,
-        *codes.T,
-        widths,
-        heights,
-        hashes,
+        pa.repeat(job.dataset, count),
+        pa.repeat(job.origin, count),
+        *job.tags.codes[positions].T,
+        rows.widths,
+        rows.heights,
+        rows.hashes,
         rows.names,
     ]
     schema = table_schema(list(job.tags.axes))
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
-    )
+    return pa.table([pa.array(column, one.type) for column, one in zip(columns, schema, strict=True)], schema=schema)
 
 
 def table_bytes(table: pa.Table) -> bytes:

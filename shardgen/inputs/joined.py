@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardgen.errors import DataError
+from shardgen.images import Unreadable
 from shardgen.inputs.tagged import unite
 from shardgen.sources import NO_IDENTITY, Records, Source, number_identities
 
@@ -41,6 +42,13 @@ class JoinedSource(Source):
     def image(self, record: int) -> bytes:
         """Return the image from its input."""
         return self.inputs[int(self.numbers[record])][1].image(int(self._rows[record]))
+
+    def read_all(self) -> Iterator[bytes | Unreadable]:
+        """Yield what the inputs do; what is wrong with a record is said here."""
+        found = [source.read_all() for _, source in self.inputs]
+        for record, (number, label) in enumerate(zip(self.numbers.tolist(), self.labels.tolist(), strict=True)):
+            image = next(found[number])
+            yield self.attempt(record) if isinstance(image, Unreadable) or label == NO_IDENTITY else image
 
     @cached_property
     def _rows(self) -> Records:

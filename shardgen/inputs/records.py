@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,20 @@ from shardgen.recordio import (
     read_index,
     unpack,
 )
-from shardgen.sources import NO_IDENTITY, Labels, Source, each
+from shardgen.sources import CHUNK_RECORDS, NO_IDENTITY, Labels, Records, Source, blocks, each
 
 _CHUNK_HEADS = 1 << 8  # each touches 64 KiB of the file
+Keys = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Counting:
+    """Keys without a gap, as nearly all files have them: a column that takes no memory."""
+
+    first: int
+
+    def __getitem__(self, records: Records) -> Keys:
+        return records + self.first
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +46,7 @@ class RecordIOSource(Source):
     columns = ("keys", "offsets", "ends", "paths")
 
     path: Path
-    keys: npt.NDArray[np.int64]
+    keys: Keys | _Counting
     offsets: Offsets
     ends: Offsets
     paths: pa.Array | None
@@ -42,7 +54,9 @@ class RecordIOSource(Source):
 
     def names(self) -> Iterator[str]:
         """Yield the list's paths, or the keys as text."""
-        return map(str, self.keys.tolist()) if self.paths is None else each(self.paths)
+        if self.paths is not None:
+            return each(self.paths)
+        return chain.from_iterable(map(str, self.keys[records].tolist()) for records in blocks(len(self)))
 
     @cached_property
     def _file(self) -> RecordFile:
@@ -51,12 +65,18 @@ class RecordIOSource(Source):
     def image(self, record: int) -> bytes:
         """Return the image of the record, its parts joined."""
         try:
-            unpacked: ImageRecord = unpack(self._file.payload_until(int(self.offsets[record]), int(self.ends[record])))
+            unpacked: ImageRecord = unpack(self._file.payload(int(self.offsets[record])))
         except DataError as error:
             raise Unreadable(f"damaged record: {error}") from None
         if self.labels[record] == NO_IDENTITY and not self.no_identity:
             raise Unreadable(f"no identity: label {unpacked.labels[0]} is no whole number below 2^24")
         return unpacked.image
+
+    def read_all(self) -> Iterator[bytes | Unreadable]:
+        """Yield plain records' images with one read each, and what `read` makes of the others."""
+        images = self._file.plain_images(self.offsets, self.ends)
+        for record, (image, label) in enumerate(zip(images, self.labels.tolist(), strict=True)):
+            yield self.attempt(record) if image is None or label == NO_IDENTITY else image
 
     def files(self) -> Iterator[Path]:
         """Yield the `.rec` file."""
@@ -72,55 +92,81 @@ def open_recordio(path: Path, list_file: Path | None = None) -> RecordIOSource:
     `UsageError` when there is no such file, `DataError` when it is cut or contradicts its index or list.
     """
     file = RecordFile(_find_rec(path))
-    keys, offsets, heads = _image_records(file)
+    keys, offsets, ends, label = _image_records(file)
     listed = find_list(file.path, keys, list_file)
     if listed is None:
-        identities, labels = _number_identities(heads.label)
+        identities, labels = _number_identities(label)
         listed = ImageList(paths=None, identities=identities, labels=labels)
     return RecordIOSource(
         identities=listed.identities,
         labels=listed.labels,
         no_identity="its list gives neither a folder nor a label" if listed.paths is not None else "",
         path=file.path,
-        keys=keys,
+        keys=_Counting(int(keys[0])) if int(keys[-1]) - int(keys[0]) < len(keys) else keys,
         offsets=offsets,
-        ends=heads.ends,
+        ends=ends,
         paths=listed.paths,
     )
 
 
-def _image_records(file: RecordFile) -> tuple[npt.NDArray[np.int64], Offsets, "_Heads"]:
-    """Return keys, offsets and heads of the records that hold images."""
-    index = file.path.with_suffix(".idx")
-    if index.exists():
-        keys, offsets = read_index(index)
-    else:
-        offsets = file.scan()
-        keys = np.arange(len(offsets))
-    if not len(keys):
-        raise DataError(f"{index} lists no record; delete it to have the .rec scanned instead")
-    heads = _read_heads(file, offsets)
-    _check_tiling(file, offsets, heads.ends)
-    header = _find_header(heads, keys if index.exists() else None)
+def _image_records(file: RecordFile) -> tuple[Keys, Offsets, Offsets, npt.NDArray[np.float32]]:
+    """Return keys, starts, ends and first labels of the records that hold images, sorted by key."""
+    keys, edges, heads = _all_records(file)
+    header = _find_header(heads, keys)
+    imageless = heads.imageless
     if header is None:
-        return keys, offsets, heads
-    first_identity, end = unpack(file.payload(int(offsets[header]))).labels
-    _check_count(file.path, "images", first_identity - 1, int((~heads.imageless).sum()))
-    _check_count(file.path, "records", end, len(keys))
-    if not index.exists():
-        keys = keys + (keys < header)  # images count from 1, wherever record 0 was written
-    if heads.imageless.all():
+        imageless = np.zeros_like(imageless)
+    else:
+        first_identity, end = unpack(file.payload(int(edges[header]))).labels
+        _check_count(file.path, "images", first_identity - 1, int((~imageless).sum()))
+        _check_count(file.path, "records", end, len(imageless))
+    if imageless.all():
         raise DataError(f"{file.path} holds no image record, just a header and identities; copy it again")
-    kept = ~heads.imageless
-    return keys[kept], offsets[kept], _Heads(heads.label[kept], heads.imageless[kept], heads.ends[kept])
+    if keys is None:
+        keys = np.arange(len(imageless))
+        if header is not None:
+            keys[:header] += 1  # images count from 1, wherever record 0 was written
+    rows = _rows_by_key(keys, imageless)
+    return keys[rows], edges[:-1][rows], edges[1:][rows], heads.label[rows]
+
+
+def _all_records(file: RecordFile) -> tuple[Keys | None, Offsets, "_Heads"]:
+    """Return keys, if there is an index, edges and heads of all records, in the order of the file.
+
+    A record lies between its edge and the next one.
+    """
+    index = file.path.with_suffix(".idx")
+    keys, starts = read_index(index) if index.exists() else (None, file.scan())
+    if not len(starts):
+        raise DataError(f"{index} lists no record; delete it to have the .rec scanned instead")
+    heads, end = _read_heads(file, starts)
+    return keys, np.append(starts, end), heads
+
+
+def _rows_by_key(keys: Keys, imageless: npt.NDArray[np.bool_]) -> slice | Records:
+    """Return where the image records are: usually one stretch, and a stretch of a column takes no more memory."""
+    first = int(np.argmin(imageless))
+    stretch = slice(first, first + int((~imageless).sum()))
+    if not imageless[stretch].any() and (keys[stretch][1:] > keys[stretch][:-1]).all():
+        return stretch
+    rows = np.flatnonzero(~imageless)
+    return rows[np.argsort(keys[rows])]
 
 
 def _number_identities(label: npt.NDArray[np.float32]) -> tuple[list[str], Labels]:
     """Return the identities' names, in numeric order, and each record's position among them."""
-    is_identity = (label >= 0) & (label < MAX_EXACT_LABEL) & (label == np.floor(label))
-    numbers, ranks = np.unique(np.where(is_identity, label, NO_IDENTITY), return_inverse=True)
-    unlabelled = int(numbers[0] == NO_IDENTITY)
-    return [str(int(number)) for number in numbers[unlabelled:]], (ranks - unlabelled).astype(np.int32)
+    pieces = [label[start : start + CHUNK_RECORDS] for start in range(0, len(label), CHUNK_RECORDS)]
+    numbers = np.unique(np.concatenate([np.unique(piece[_is_identity(piece)]) for piece in pieces]))
+    labels = np.empty(len(label), np.int32)
+    for start, piece in zip(range(0, len(label), CHUNK_RECORDS), pieces, strict=True):
+        ranks = np.where(_is_identity(piece), np.searchsorted(numbers, piece), NO_IDENTITY)
+        labels[start : start + CHUNK_RECORDS] = ranks
+    return [str(int(number)) for number in numbers], labels
+
+
+def _is_identity(label: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    is_identity: npt.NDArray[np.bool_] = (label >= 0) & (label < MAX_EXACT_LABEL) & (label == np.floor(label))
+    return is_identity
 
 
 def _find_rec(path: Path) -> Path:
@@ -145,16 +191,18 @@ class _Heads:
     """The first label, NaN where the payload is too short for one."""
     imageless: npt.NDArray[np.bool_]
     """Whether it holds two labels and nothing else, as InsightFace's header and identity records do."""
-    ends: Offsets
 
 
-def _read_heads(file: RecordFile, offsets: Offsets) -> _Heads:
-    count = len(offsets)
-    heads = _Heads(np.empty(count, np.float32), np.empty(count, np.bool_), np.empty(count, np.int64))
-    for start in range(0, count, _CHUNK_HEADS):
+def _read_heads(file: RecordFile, starts: Offsets) -> tuple[_Heads, int]:
+    """Return the heads of records in the order of the file, and where the last one ends."""
+    heads = _Heads(np.empty(len(starts), np.float32), np.empty(len(starts), np.bool_))
+    end = 0
+    for start in range(0, len(starts), _CHUNK_HEADS):
         chunk = slice(start, start + _CHUNK_HEADS)
-        rows = file.heads(offsets[chunk])
-        heads.ends[chunk] = file.ends(offsets[chunk], rows)
+        rows = file.heads(starts[chunk])
+        ends = file.ends(starts[chunk], rows)
+        _check_tiling(file, starts[chunk], np.append(end, ends[:-1]))
+        end = int(ends[-1])
         payload_bytes = rows["word"] & LENGTH_MASK
         two_labels = HEADER_BYTES + 8
         split_header = (rows["word"] > LENGTH_MASK) & (payload_bytes < two_labels)  # the magic stands in its header
@@ -163,9 +211,14 @@ def _read_heads(file: RecordFile, offsets: Offsets) -> _Heads:
         heads.label[chunk] = np.where(too_short, np.nan, label)
         heads.imageless[chunk] = (rows["flag"] == 2) & (payload_bytes == two_labels) & ~split_header
         for row in np.flatnonzero(split_header):
-            heads.label[start + row] = _first_label(file.payload(int(offsets[start + row])))
+            heads.label[start + row] = _first_label(file.payload(int(starts[start + row])))
         file.release()
-    return heads
+    if end < file.size_bytes:
+        raise DataError(
+            f"{file.path}: the .idx ends at byte {end} of {file.size_bytes}; "
+            "copy it again, or delete it to have the .rec scanned instead"
+        )
+    return heads, end
 
 
 def _first_label(payload: bytes) -> float:
@@ -175,31 +228,21 @@ def _first_label(payload: bytes) -> float:
         return np.nan
 
 
-def _check_tiling(file: RecordFile, offsets: Offsets, ends: Offsets) -> None:
-    """Raise `DataError` unless the records follow each other from the file's first byte to its last."""
-    order = np.argsort(offsets)
-    starts = offsets[order]
-    due = np.concatenate([[0], ends[order][:-1]])
+def _check_tiling(file: RecordFile, starts: Offsets, due: Offsets) -> None:
+    """Raise `DataError` unless each record starts where the one before it ends."""
     if (starts != due).any():
         at = int(np.argmax(starts != due))
         raise DataError(
             f"{file.path}: the .idx continues at byte {starts[at]} where a record should start at {due[at]}: "
             "it lists some records twice or not at all; delete it to have the .rec scanned instead"
         )
-    if ends[order[-1]] < file.size_bytes:
-        raise DataError(
-            f"{file.path}: the .idx ends at byte {ends[order[-1]]} of {file.size_bytes}; "
-            "copy it again, or delete it to have the .rec scanned instead"
-        )
 
 
-def _find_header(heads: _Heads, keys: npt.NDArray[np.int64] | None) -> int | None:
+def _find_header(heads: _Heads, keys: Keys | None) -> int | None:
     """Return the position of record 0 of InsightFace's layout: that of key 0, or without keys the imageless
     record with the largest label, since the others' labels are keys of images."""
-    imageless = np.flatnonzero(heads.imageless)
-    if keys is not None:
-        return next((row for row in imageless.tolist() if keys[row] == 0), None)
-    return int(imageless[np.argmax(heads.label[imageless])]) if len(imageless) else None
+    found = np.flatnonzero(heads.imageless if keys is None else heads.imageless & (keys == 0))
+    return int(found[np.argmax(heads.label[found])]) if len(found) else None
 
 
 def _check_count(path: Path, what: str, promised: float, found: int) -> None:

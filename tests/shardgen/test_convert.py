@@ -161,6 +161,17 @@ def test_the_bytes_depend_on_neither_run_nor_workers(tmp_path: Path, workers: in
     assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
 
 
+@pytest.mark.parametrize("num_bytes", [1, 20_000])
+def test_the_bytes_do_not_depend_on_how_many_images_are_held_at_once(
+    source: FolderSource, tags: Tags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int
+) -> None:
+    run(source, tmp_path / "whole", tags, shard_samples=20)
+    monkeypatch.setattr("shardgen.writer._BLOCK_BYTES", num_bytes)
+    monkeypatch.setattr("shardgen.tar._FLUSH_BYTES", num_bytes)
+    run(source, tmp_path / "pieces", tags, shard_samples=20)
+    assert bytes_of(tmp_path / "pieces") == bytes_of(tmp_path / "whole")
+
+
 def test_source_order_is_kept_and_a_shuffle_spreads_identities(source: FolderSource, tmp_path: Path) -> None:
     run(source, tmp_path / "source", order="source", shard_samples=8)
     run(source, tmp_path / "shuffled", shard_samples=8)

@@ -16,7 +16,7 @@ from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
 from shardgen.align import TEMPLATE, Landmarks
-from shardgen.images import Header, ImageOptions, Unreadable, check, decode, prepare, sniff
+from shardgen.images import Header, ImageOptions, Unreadable, check, decode, prepare, read_header, sniff
 from shardgen.procedural import draw_face, encode
 from shardgen.recordio import RecordFile, unpack
 
@@ -141,6 +141,12 @@ def test_what_passes_decodes_in_dali_whatever_bytes_are_damaged(data: st.DataObj
         return
     # Which side is up in damaged metadata is anybody's guess; what counts is that no batch is lost.
     assert sorted(size_in_dali(bytes(damaged))) == sorted([info.width, info.height])
+
+
+def test_one_image_s_header_is_never_taken_for_another_s() -> None:
+    for height in (112, 64, 112, 80, 80):
+        header = read_header(encode(draw_face(0, 0, 0)[:height]))
+        assert (header.extension, header.width, header.height) == ("jpg", 112, height)
 
 
 @pytest.mark.parametrize("check_of", ["decode", "header", "none"])

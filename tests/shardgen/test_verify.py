@@ -140,8 +140,9 @@ def rewrite_tar(folder: Path, change: Callable[[Members], Members]) -> None:
     changed = change(members)
     stream = io.BytesIO()
     writer = TarWriter(stream)
-    for first in range(0, len(changed), 2):
-        writer.add_sample(changed[first : first + 2])
+    for (name, image), (_, text) in zip(changed[::2], changed[1::2], strict=True):
+        key, _, extension = name.partition(".")
+        writer.add_samples([(key, extension, image, text)])
     (folder / "000000.idx").write_bytes(writer.finish())
     (folder / "000000.tar").write_bytes(stream.getvalue())
     reseal(folder)

@@ -4,7 +4,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shardgen.images import Unreadable
 from shardgen.recordio import RecordWriter, pack
 from shardgen.sources import Source
 
@@ -28,6 +29,20 @@ def contents(source: Source) -> list[tuple[str, str | None, bytes]]:
         (name, source.identities[label] if label >= 0 else None, source.image(record))
         for record, (name, label) in records
     ]
+
+
+def one_by_one(source: Source) -> list[bytes | str]:
+    """Return each record's image, or why there is none."""
+    return _outcomes(map(source.attempt, range(len(source))))
+
+
+def at_once(source: Source) -> list[bytes | str]:
+    """Return the same, read as a conversion does."""
+    return _outcomes(source.read_all())
+
+
+def _outcomes(read: Iterable[bytes | Unreadable]) -> list[bytes | str]:
+    return [str(one) if isinstance(one, Unreadable) else one for one in read]
 
 
 def held(files: Mapping[str, bytes]) -> list[tuple[str, str | None, bytes]]:

@@ -19,7 +19,7 @@ from shardgen.inputs.webdataset import open_webdataset
 from shardgen.inputs.zips import open_zip
 from shardgen.recordio import MAGIC, write_insightface
 from shardgen.sources import Source
-from tests.shardgen.inputs.made import write_tar, write_zip
+from tests.shardgen.inputs.made import at_once, one_by_one, write_tar, write_zip
 
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 IMAGES = {"ann/1.jpg": b"one" * 30, "ann/2.png": b"two" + MAGIC_BYTES * 3, "bob/3.jpg": b"three" * 9, "bob/4.jpg": b""}
@@ -123,6 +123,8 @@ def test_a_damaged_rec_gives_what_a_naive_reader_finds_or_none(tmp_path: Path, d
     num_read = 0
     for source, record, image in outcomes(path, open_recordio, 1000, [MAGIC_BYTES], damaged_path):
         assert image == naive_record(path.read_bytes(), int(source.offsets[record]))  # type: ignore[attr-defined]
+        if record == 0:
+            assert at_once(source) == one_by_one(source)
         num_read += 1
     assert num_read > (10 if damaged == "train.idx" else 500)
 

@@ -27,7 +27,7 @@ def test_every_kind_holds_what_a_folder_holds(tmp_path: Path, kind: str) -> None
     source = open_source("auto", WRITERS[kind](tmp_path / "faces", FACES))
     assert recognise(tmp_path / "faces") == kind
     assert contents(source) == held(FACES)
-    assert [source.read(record) for record in range(len(source))] == list(FACES.values())
+    assert [source.read(record) for record in range(len(source))] == list(source.read_all()) == list(FACES.values())
 
 
 def read_all(source: Source) -> list[tuple[str, bytes]]:

@@ -15,7 +15,7 @@ from shardgen.inputs.joined import _ranks, join
 from shardgen.inputs.tagged import tags_of_rows, unite
 from shardgen.sources import Source, identify
 from shardgen.tags import Tags
-from tests.shardgen.inputs.made import FACES, WRITERS, contents, write_folder, write_tar
+from tests.shardgen.inputs.made import FACES, WRITERS, at_once, contents, one_by_one, write_folder, write_tar
 
 MORE = {"bob/9.jpg": b"nine", "eve/8.jpg": b"eight"}
 
@@ -83,12 +83,22 @@ def test_every_kind_of_input_joins(tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(len(joined))
     part = pickle.loads(pickle.dumps(joined.part(order)))
     assert [part.read(record) for record in range(len(order))] == [joined.read(record) for record in order]
+    assert at_once(part) == one_by_one(part)
 
 
 def test_a_record_without_an_identity_has_none_among_others(two: list[tuple[str, Source]]) -> None:
     joined = join([("real", identify(two[0][1], "(ann)")), two[1]])
     assert people(joined) == ["ann", "ann", None, None, "bob", "eve"]
     assert people(identify(joined, "real/(b[^/]*)")) == [None, None, "bob", "bob", None, None]
+
+
+def test_what_an_input_lacks_is_said_of_the_whole(two: list[tuple[str, Source]]) -> None:
+    joined = join([("real", identify(two[0][1], "(ann)")), two[1]])
+    lacking, others = "no identity: its input does not say whose it is", [*FACES.values(), *MORE.values()]
+    assert at_once(joined) == one_by_one(joined) == [*others[:2], lacking, lacking, *others[4:]]
+    found = identify(joined, "/(b[^/]*)")
+    lacking = "no identity: the pattern finds none in its name"
+    assert at_once(found) == one_by_one(found) == [lacking, lacking, *others[2:5], lacking]
 
 
 def test_fingerprint_and_stamp_are_those_of_all_inputs(two: list[tuple[str, Source]], tmp_path: Path) -> None:

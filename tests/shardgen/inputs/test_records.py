@@ -10,7 +10,7 @@ from shardgen.errors import DataError, UsageError
 from shardgen.images import Unreadable, check
 from shardgen.inputs.records import open_recordio
 from shardgen.recordio import MAGIC, RecordWriter, pack, read_index, write_insightface
-from tests.shardgen.inputs.made import contents
+from tests.shardgen.inputs.made import at_once, contents, one_by_one
 
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 # Nothing decodes at opening, so these need not be faces; one of them is cut into parts.
@@ -101,6 +101,35 @@ def test_a_record_too_short_for_its_header_is_unreadable_and_the_others_are_not(
     assert (source.labels.tolist(), source.read(1)) == ([-1, 0], b"image")
     with pytest.raises(Unreadable, match=f"{len(payload)} bytes"):
         source.read(0)
+
+
+def test_odd_records_among_plain_ones_read_as_they_do_alone(tmp_path: Path) -> None:
+    in_parts = MAGIC_BYTES + b"in" + MAGIC_BYTES + b"parts"
+    payloads = [
+        pack([3.0], 0, b"plain"),
+        pack([4.0, 9.0], 1, b"labels"),
+        pack([5.0], 2, in_parts),
+        pack([0.5], 3, b"nobody"),
+        b"short",
+        pack([6.0], 5, b""),
+        b"\x09" + pack([7.0], 6, b"promises")[1:],
+    ]
+    write_records(tmp_path, list(enumerate(payloads)))
+    source = open_recordio(tmp_path)
+    read = at_once(source)
+    assert read == one_by_one(source)
+    assert read[:3] == [b"plain", b"labels", in_parts]
+    assert [str(one).partition(":")[0] for one in read[3:5]] == ["no identity", "damaged record"]
+    assert (read[5], str(read[6]).partition(":")[0]) == (b"", "damaged record")
+
+
+def test_a_record_written_over_after_opening_is_unreadable_and_the_others_are_not(tmp_path: Path) -> None:
+    write_records(tmp_path, [(key, pack([key], key, b"image%d" % key)) for key in range(3)])
+    source = open_recordio(tmp_path)
+    with source.path.open("r+b") as stream:
+        stream.seek(int(source.offsets[1]))
+        stream.write(b"gone")
+    assert [str(one).partition(":")[0] for one in at_once(source)] == ["b'image0'", "damaged record", "b'image2'"]
 
 
 def lengths_that_open(path: Path, written: bytes) -> list[int]:
