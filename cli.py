@@ -96,18 +96,27 @@ _RECIPE = options(
 
 @cli.command()
 @_RECIPE
+@click.option("--real-only", type=PATH, metavar="FILE", help="Write a recipe of the authentic sets on the same budget.")
 @json_option
-def plan(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
+def plan(recipe: Path, overrides: Sequence[str], real_only: Path | None, as_json: bool) -> None:
     """Show what every stratum gives to a batch and an epoch, before anything runs."""
+    import yaml
+
+    from pipeline import plan_report, twin
     from pipeline.plan import open_plan
     from train.config import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     planned = open_plan(loaded.mix, loaded.seed, loaded.loader.batch_size)
+    if real_only is not None:
+        changes = {"name": f"{loaded.name}_real_only", "mix": twin.real_only(loaded.mix, planned)}
+        fields = loaded.model_copy(update=changes).model_dump(mode="json", exclude_unset=True, exclude={"run"})
+        real_only.write_text(yaml.safe_dump(fields, sort_keys=False))
+        click.echo(f"real-only twin: {real_only}; see it with `facemix plan {real_only}`", err=True)
     if as_json:
-        print_json(planned.to_json())
+        print_json(plan_report.to_json(planned))
         return
-    click.echo("\n".join(planned.lines()))
+    click.echo("\n".join(plan_report.lines(planned)))
 
 
 @cli.command()
@@ -171,7 +180,7 @@ def evaluate(
 
 
 @cli.command()
-@click.argument("name", type=click.Choice(["loader", "shard"]))
+@click.argument("name", type=click.Choice(["loader", "plan", "shard"]))
 @click.option("--smoke", is_flag=True, help="Only show that it runs.")
 def bench(name: str, smoke: bool) -> None:
     """Run one of the scripts of benchmarks/ and print its table."""

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from pipeline.catalog import Catalog
 from pipeline.config import LoaderConfig
-from pipeline.loader import decode_images, load_in_order
+from pipeline.loader import decode_images, load_in_order, normalised
 from shardgen.errors import DataError
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
@@ -33,7 +33,7 @@ def embed_images(
 
 def _embed(embed: Embed, batches: Iterable[torch.Tensor]) -> Embeddings:
     with torch.inference_mode():
-        both = (embed(images) + embed(images.flip(3)) for images in batches)
+        both = (embed(images) + embed(images.flip(3)) for images in map(normalised, batches))
         unit = [functional.normalize(total.float()).cpu().numpy() for total in both]
     embeddings = np.concatenate(unit)
     if not np.isfinite(embeddings).all():

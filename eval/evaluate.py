@@ -245,10 +245,10 @@ def _search(catalog: Catalog, embeddings: Embeddings) -> tuple[_Search, int]:
 
 
 def _group(catalog: Catalog, search: _Search, axis: str, code: int, value: str) -> GroupResult | None:
-    probes = np.flatnonzero(catalog.tags[axis][search.probe_samples] == code)
+    probes = np.flatnonzero(catalog.codes(axis, search.probe_samples) == code)
     if not len(probes):
         return None
-    template_groups = catalog.tags[axis][search.template_samples]
+    template_groups = catalog.codes(axis, search.template_samples)
     pairs = pairs_within_group(probes, search.mates[probes], template_groups, code)
     verified = None
     if pairs is not None and len(pairs.same) >= _FOLDS:

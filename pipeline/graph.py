@@ -1,22 +1,44 @@
-"""The DALI graph: decode, resize where needed, flip, normalise. The only module that knows DALI.
+"""The DALI graphs: image files -> uint8 batches, resized where needed, and augmented by drawn steps where asked for.
 
-Encoded images and flips come from outside (`external_source`), because DALI's own readers shuffle
-only within a buffer, and its own random numbers belong to batch slots instead of samples.
+Images and steps come from outside (`external_source`), because DALI's own readers shuffle only within
+a buffer, and its own random numbers belong to batch slots instead of samples.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import Pipeline, fn, pipeline_def, types
 from torch.utils.dlpack import from_dlpack
 
+from pipeline.graph_steps import Node, apply_steps, step_arguments
 from pipeline.reader import Encoded
+from pipeline.steps import Op, Steps
+from shardgen.images import Unreadable, read_header
 
-Inputs = tuple[list[Encoded], npt.NDArray[np.int32]]
-"""Encoded images, and 1 for each one to be flipped, else 0."""
+Source = Callable[[], Sequence[object]]
+
+JPEG = b"\xff\xd8\xff"
+
+# nvJPEG's buffers for a thread: DALI's defaults of 16 MiB on the device and 8 on the host are for photographs.
+_FACE_BYTES = 1 << 20
+
+
+class DecodingFailed(RuntimeError):
+    """An image of a batch under way does not decode, so none of the batches asked for and not yet out will come."""
+
+
+class Inputs(NamedTuple):
+    """A batch on its way in: 1 to `max_batch_size` images."""
+
+    images: Sequence[Encoded] | npt.NDArray[np.uint8]
+    """Image files; for `augmented`, `[batch, size, size, 3] uint8`, RGB."""
+    steps: Steps | None = None
+    """What happens to each of them, in a graph with `possible_ops`."""
 
 
 @dataclass(frozen=True)
@@ -30,21 +52,78 @@ class GraphOptions:
     device: torch.device
     threads: int
     prefetch: int
+    possible_ops: Sequence[frozenset[Op]] = ()
+    """What each step of an image may be; empty where nothing happens to images in the graph."""
+    decoder: Literal["cpu", "mixed"] = "cpu"
+    """mixed: all of a JPEG but its Huffman codes is decoded on the GPU."""
+    hardware_share: float = 0.0
+    """With mixed: part of a batch that the GPU's JPEG engine decodes, if it has one."""
 
 
 def decoded(inputs: Iterator[Inputs], options: GraphOptions) -> Iterator[torch.Tensor]:
-    """Yield `[batch, 3, size, size] float32` in [-1, 1] for each of the inputs, in order.
+    """Yield `[batch, size, size, 3] uint8`, RGB, on `options.device` for each of the inputs, in order.
 
-    The memory is channels_last, RGB, on `options.device`. Inputs are asked for ahead, `prefetch` at a time.
+    Inputs are asked for ahead, `prefetch` at a time, and images copied then. A batch stays valid as long as it
+    is held. Raises `DecodingFailed` when an image does not decode.
     """
-    pipe = _graph(
-        lambda: next(inputs),
+    return _run(_checked_copies(inputs, options.max_batch_size), options, _decoding)
+
+
+def augmented(inputs: Iterator[Inputs], options: GraphOptions) -> Iterator[torch.Tensor]:
+    """Yield as `decoded` does, of images that are decoded already; their memory is read until their batch is out."""
+    return _run(inputs, options, _augmenting)
+
+
+def _checked_copies(inputs: Iterator[Inputs], max_batch_size: int) -> Iterator[Inputs]:
+    """Pass copies of the inputs on; raise `DecodingFailed` for images whose header DALI cannot read.
+
+    DALI 2.4's decoder segfaults where one of its threads meets such a header (what is broken further on it
+    refuses as it should); reading headers alone does not. That takes 10 us an image, so JPEGs are spared it.
+    Copies, for .5 us an image, because a shard cut short under a run would kill whoever reads its map later.
+    """
+    headers = _headers(batch_size=max_batch_size, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    for images, steps in inputs:
+        contents = [image.tobytes() for image in images]
+        copies = [np.frombuffer(content, np.uint8) for content in contents]
+        doubtful = [copy for copy, content in zip(copies, contents, strict=True) if not _is_sound_jpeg(content)]
+        try:
+            if doubtful:
+                headers.run(encoded=doubtful)
+        except RuntimeError as error:
+            raise DecodingFailed("an image of the batches under way has no readable header") from error
+        yield Inputs(images, steps)
+
+
+def _is_sound_jpeg(content: bytes) -> bool:
+    try:
+        return content.startswith(JPEG) and bool(read_header(content))
+    except Unreadable:
+        return False
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def _headers() -> Node:
+    return fn.peek_image_shape(fn.external_source(name="encoded", no_copy=True, dtype=types.UINT8, ndim=1))
+
+
+def _run(inputs: Iterator[Inputs], options: GraphOptions, graph: Callable[..., Pipeline]) -> Iterator[torch.Tensor]:
+    under_way: deque[Sequence[object]] = deque()  # the memory that DALI reads
+
+    def source() -> Sequence[object]:
+        images, steps = next(inputs)
+        arguments = [] if steps is None else [step_arguments(steps, options.image_size)]
+        under_way.append([images, *arguments])
+        return under_way[-1]
+
+    pipe = graph(
+        source,
         options,
         batch_size=options.max_batch_size,
         num_threads=options.threads,
         device_id=options.device.index or 0 if options.device.type == "cuda" else None,
         prefetch_queue_depth=options.prefetch,
         exec_dynamic=True,  # outputs own their memory, so a batch stays valid as long as torch holds it
+        enable_conditionals=bool(options.possible_ops),
     )
     pipe.build()
     # On a GPU, outputs are handed over on torch's stream: no wait on the host, no reuse before torch is done.
@@ -54,19 +133,53 @@ def decoded(inputs: Iterator[Inputs], options: GraphOptions) -> Iterator[torch.T
             (images,) = pipe.run(stream)
         except StopIteration:
             return
-        yield from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+        except RuntimeError as error:
+            if "nvidia.dali.fn.decoders.image" not in str(error):
+                raise
+            raise DecodingFailed("an image of the batches under way does not decode") from error
+        under_way.popleft()
+        yield from_dlpack(images.as_tensor())
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
-def _graph(source: Callable[[], Inputs], options: GraphOptions) -> object:
-    encoded, flip = fn.external_source(
-        source=source, num_outputs=2, batch=True, no_copy=True, dtype=[types.UINT8, types.INT32], ndim=[1, 0]
+def _decoding(source: Source, options: GraphOptions) -> Node:
+    encoded, *steps = _inputs(source, options, ndim=1, layout="")
+    images = fn.decoders.image(
+        encoded,
+        device=options.decoder,
+        output_type=types.RGB,
+        hw_decoder_load=options.hardware_share,
+        device_memory_padding=_FACE_BYTES,
+        host_memory_padding=_FACE_BYTES,
     )
-    images = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
     if options.resize:
         images = fn.resize(images, size=options.image_size, interp_type=types.INTERP_LINEAR, antialias=True)
-    if options.device.type == "cuda":
-        images = images.gpu()  # a quarter of the bytes that float images would be
-    return fn.crop_mirror_normalize(
-        images, mirror=flip, dtype=types.FLOAT, output_layout="HWC", mean=[127.5] * 3, std=[127.5] * 3
+    return _after_steps(images, steps, options)
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def _augmenting(source: Source, options: GraphOptions) -> Node:
+    images, *steps = _inputs(source, options, ndim=3, layout="HWC")
+    return _after_steps(images, steps, options)
+
+
+def _inputs(source: Source, options: GraphOptions, ndim: int, layout: str) -> Sequence[Node]:
+    number = 2 if options.possible_ops else 1
+    nodes: Sequence[Node] = fn.external_source(
+        source=source,
+        num_outputs=number,
+        batch=True,
+        no_copy=True,
+        dtype=[types.UINT8, types.FLOAT][:number],
+        ndim=[ndim, 2][:number],
+        layout=[layout, ""][:number],
     )
+    return nodes
+
+
+def _after_steps(images: Node, steps: Sequence[Node], options: GraphOptions) -> Node:
+    if options.device.type == "cuda":
+        images = images.gpu()  # as uint8: a quarter of the bytes that float images would be
+    if options.possible_ops:
+        images = apply_steps(images, steps[0], options.possible_ops, options.image_size)
+    return images

@@ -1,27 +1,28 @@
 """FaceLoader: iterate batches of an exact mix, from any point, on any number of ranks."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from pipeline import augment
+from pipeline.ahead import Ahead
+from pipeline.augment_config import AugmentConfig
 from pipeline.catalog import Catalog
-from pipeline.config import AugmentConfig, LoaderConfig
-from pipeline.graph import GraphOptions, Inputs, decoded
-from pipeline.plan import Ids, Plan
+from pipeline.config import LoaderConfig
+from pipeline.failures import undecodable
+from pipeline.graph import DecodingFailed, Inputs, decoded
+from pipeline.making import SliceMaker, graph_options
+from pipeline.order import Ids
+from pipeline.plan import Plan
 from pipeline.reader import Encoded, ShardReader
-from shardgen.errors import UsageError
+from pipeline.stats import Throughput
+from shardgen.errors import DataError, UsageError
 
-STATE_VERSION = 1
-
-Flips = npt.NDArray[np.int32]
-"""1 for each image to be flipped, else 0."""
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,23 @@ class Batch:
     """One rank's slice of a global batch, everything on one device."""
 
     images: torch.Tensor
-    """`[batch, 3, size, size] float32` in [-1, 1], RGB, channels_last in memory."""
+    """`[batch, 3, size, size] uint8`, RGB, channels_last in memory; `normalised` makes an encoder's input of them."""
     labels: torch.Tensor
-    """`[batch] int64`, 0 <= label < number of identities that take part."""
+    """`[batch] int64`: classes, counted from 0 within their head."""
     sample_ids: torch.Tensor
     """`[batch] int64`: rows of the catalog."""
+    sets: torch.Tensor
+    """`[batch] int64`: positions of the sets, which are those of the heads where every set has its own."""
     tags: Mapping[str, torch.Tensor]
     """Tag axis -> `[batch] int64`: positions in the catalog's values of that axis."""
+
+
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    """Return uint8 images as encoders take them: float32 in [-1, 1], in the same order of memory.
+
+    Call it on the device: until then a batch is a quarter of the bytes.
+    """
+    return images.float().sub_(127.5).div_(127.5)
 
 
 def resolve_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -65,40 +76,53 @@ class FaceLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if plan.batch_size % world_size:
-            raise UsageError(
-                f"batch size {plan.batch_size} does not split over {world_size} ranks; use a multiple of {world_size}"
-            )
+        """Take `augmentation` for the sets that have none of their own; nothing is made before it is asked for.
+
+        Raises `UsageError` when batches do not split over the ranks, or the folder of the cache is of no use.
+        """
+        slots = _slots(plan, rank, world_size)
+        augmentations = {name: plan.mix.sets[name].augment or augmentation for name in plan.set_names}
         self._plan = plan
-        self._augmentation = augmentation
-        self._config = config
         self._device = device
+        self._prefetch = config.prefetch
         self._depends_on = {
             **plan.state_key,
-            "augmentation": augmentation.model_dump_json(),
+            "augmentation": {name: one.model_dump(mode="json") for name, one in augmentations.items()},
             "image size": config.image_size,
         }
-        per_rank = plan.batch_size // world_size
-        self._slots = slice(rank * per_rank, (rank + 1) * per_rank)
+        self._maker = SliceMaker(plan, list(augmentations.values()), config, device, slots, rank)
         self._next_batch = 0
+        self._num_images = 0
+        self._begun: float | None = None
+        self._waiting_seconds = 0.0
         self._batches = self._start()
 
     def __iter__(self) -> "FaceLoader":
         return self
 
     def __next__(self) -> Batch:
+        asked = perf_counter()
         batch = next(self._batches)
+        self._begun = self._begun or asked
+        self._waiting_seconds += perf_counter() - asked
+        self._num_images += len(batch.labels)
         self._next_batch += 1
         return batch
 
-    def _start(self) -> Iterator[Batch]:
-        return load(self._plan.catalog, self._slices(), self._config, self._device)
+    def stats(self) -> Throughput:
+        """Return what the batches so far have cost, since the first was asked for."""
+        return Throughput(
+            images=self._num_images,
+            seconds=perf_counter() - self._begun if self._begun else 0.0,
+            waiting_seconds=self._waiting_seconds,
+            cached=self._maker.num_cached,
+            failures=len(self._maker.failures),
+            **self._maker.clock.seconds(),
+        )
 
-    def _slices(self) -> Iterator[tuple[Ids, Flips]]:
-        for number in count(self._next_batch):
-            planned = self._plan.batch(number)
-            ids, passes = planned.sample_ids[self._slots], planned.passes[self._slots]
-            yield ids, augment.flips(self._plan.seed, self._augmentation.flip, ids, passes)
+    def _start(self) -> Ahead[Batch]:
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        return Ahead(_batches(self._maker, self._plan, self._next_batch, stream), self._prefetch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the iteration stands; the same for every rank and any world size."""
@@ -108,74 +132,94 @@ class FaceLoader:
         """Go on from a saved state; raise `UsageError` naming what differs when it is of another plan."""
         if state["version"] != STATE_VERSION:
             raise UsageError(f"loader state of version {state['version']}, this facemix reads {STATE_VERSION}")
-        saved = state["depends_on"]
-        for name, ours in self._depends_on.items():
-            if saved.get(name) != ours:
+        saved, ours = _flat(state["depends_on"]), _flat(self._depends_on)
+        for name in {**ours, **saved}:
+            if saved.get(name) != ours.get(name):
                 raise UsageError(
-                    f"cannot resume: the saved {name} is {saved.get(name)}, now it is {ours}; "
+                    f"cannot resume: the saved {name} is {saved.get(name)}, now it is {ours.get(name)}; "
                     "resume with what the run was started with, or start a new run"
                 )
-        self.close()
+        self._batches.close()
         self._next_batch = state["next_batch"]
         self._batches = self._start()
 
     def close(self) -> None:
-        """Stop decoding and free the pipeline."""
-        self._batches.close()  # type: ignore[attr-defined]  # a generator
+        """Stop making batches, and save what the cache has got."""
+        self._batches.close()
+        self._maker.close()
 
 
-def load(
-    catalog: Catalog,
-    slices: Iterable[tuple[Ids, Flips]],
-    config: LoaderConfig,
-    device: torch.device,
-) -> Iterator[Batch]:
-    """Yield a batch for each (sample ids, flips), made `config.prefetch` batches ahead."""
-    reader = ShardReader(catalog)
-    under_way: deque[tuple[Ids, Inputs]] = deque()  # DALI reads this memory until the batch is out
-
-    def inputs() -> Iterator[Inputs]:
-        for ids, flips in slices:
-            under_way.append((ids, (reader.read(ids), flips)))
-            yield under_way[-1][1]
-
-    resize = catalog.image_sizes != {(config.image_size, config.image_size)}
-    for images in decoded(inputs(), _options(config, device, resize)):
-        ids, _ = under_way.popleft()
-        columns = {axis: column[ids] for axis, column in catalog.tags.items()}
-        yield Batch(
-            images=images,
-            labels=_tensor(catalog.label[ids], device),
-            sample_ids=_tensor(ids, device),
-            tags={axis: _tensor(column, device) for axis, column in columns.items()},
+def _slots(plan: Plan, rank: int, world_size: int) -> slice:
+    of_units = f" in groups of per_identity {plan.unit}" if plan.unit > 1 else ""
+    if plan.batch_size % (plan.unit * world_size):
+        raise UsageError(
+            f"batch size {plan.batch_size} does not split over {world_size} ranks{of_units}; "
+            f"use a multiple of {plan.unit * world_size}"
         )
+    per_rank = plan.batch_size // world_size
+    return slice(rank * per_rank, (rank + 1) * per_rank)
+
+
+def _batches(
+    maker: SliceMaker, plan: Plan, first: int, stream: torch.cuda.Stream | None
+) -> Generator[Batch, None, None]:
+    """Run in a thread of its own; what it launches on a GPU goes to the consumer's stream."""
+    if stream is not None:
+        torch.cuda.set_stream(stream)
+    for one, images in maker.slices(first):
+        with maker.clock.during("deliver"):
+            labels, sets = plan.labels(one.sample_ids), plan.sets(one.planned.strata)
+            batch = _batch(images, plan.catalog, one.sample_ids, labels, sets)
+        yield batch
 
 
 def load_in_order(catalog: Catalog, ids: Ids, config: LoaderConfig, device: torch.device) -> Iterator[Batch]:
-    """Yield the given samples once, in their order and not augmented, as evaluation wants them."""
-    cuts = range(0, len(ids), config.batch_size)
-    slices = (ids[start : start + config.batch_size] for start in cuts)
-    yield from load(catalog, ((part, np.zeros(len(part), np.int32)) for part in slices), config, device)
+    """Yield the given samples once, in their order and not augmented, as evaluation wants them.
+
+    Labels count a catalog's identities. Raises `DataError` that names an image which does not decode.
+    """
+    reader = ShardReader(catalog, config.check_shards)
+    starts = list(catalog.set_starts.values())
+    parts = deque(ids[start : start + config.batch_size] for start in range(0, len(ids), config.batch_size))
+    resize = catalog.image_sizes != {(config.image_size, config.image_size)}
+    inputs = (Inputs(reader.read(part)) for part in list(parts))
+    try:
+        for images in decoded(inputs, graph_options(config, device, resize)):
+            part = parts.popleft()
+            sets = np.searchsorted(starts, part, "right") - 1
+            yield _batch(images, catalog, part, catalog.label[part].astype(np.int64), sets)
+    except DecodingFailed:
+        for part in parts:
+            for sample, reason in undecodable(reader, part).items():
+                raise DataError(f"{reader.describe(sample)}: {reason}; evaluation can leave none out") from None
+        raise
 
 
 def decode_images(encoded: Sequence[Encoded], config: LoaderConfig, device: torch.device) -> Iterator[torch.Tensor]:
-    """Yield batches `[batch, 3, size, size] float32` of image files that are in memory, in order."""
+    """Yield batches `[batch, 3, size, size] uint8` of image files that are in memory, in order.
+
+    Raises `DecodingFailed` when one does not decode.
+    """
     cuts = range(0, len(encoded), config.batch_size)
-    batches = (list(encoded[start : start + config.batch_size]) for start in cuts)
-    inputs = ((batch, np.zeros(len(batch), np.int32)) for batch in batches)
-    yield from decoded(inputs, _options(config, device, resize=True))
+    inputs = (Inputs(encoded[start : start + config.batch_size]) for start in cuts)
+    for images in decoded(inputs, graph_options(config, device, resize=True)):
+        yield images.permute(0, 3, 1, 2)
 
 
-def _options(config: LoaderConfig, device: torch.device, resize: bool) -> GraphOptions:
-    return GraphOptions(
-        max_batch_size=config.batch_size,
-        image_size=config.image_size,
-        resize=resize,
-        device=device,
-        threads=config.threads,
-        prefetch=config.prefetch,
+def _batch(images: torch.Tensor, catalog: Catalog, sample_ids: Ids, labels: Ids, sets: Ids) -> Batch:
+    tags = [catalog.codes(axis, sample_ids) for axis in catalog.axes]
+    columns = torch.from_numpy(np.stack([labels, sample_ids, sets, *tags]))
+    if images.device.type == "cuda":
+        columns = columns.pin_memory().to(images.device, non_blocking=True)  # all in one copy
+    of_labels, of_samples, of_sets, *of_tags = columns
+    return Batch(
+        images.permute(0, 3, 1, 2), of_labels, of_samples, of_sets, dict(zip(catalog.axes, of_tags, strict=True))
     )
 
 
-def _tensor(column: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(column.astype(np.int64)).to(device, non_blocking=True)
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,136 +1,103 @@
 """The plan: global batch k as a pure function of (shard sets, mix, seed, batch size, k).
 
-Quotas say how many samples of each stratum a batch takes, the keyed permutation which, and another
-one shuffles them over the batch's slots, so that on average every rank's slice holds every stratum's share.
+Quotas say how many units of each stratum a batch takes, its members which, and a permutation shuffles them
+over the batch's slots, so that on average every rank's slice holds every stratum's share.
 """
 
+import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.catalog import Catalog, open_catalog
-from pipeline.config import MixConfig, SetConfig
-from pipeline.hashing import derive_key
-from pipeline.mixing import Quotas
-from pipeline.order import order_of
+from pipeline.config import MixConfig, Shares
+from pipeline.hashing import derive_key, mix64
+from pipeline.mixing import Phase, Quotas
+from pipeline.order import Ids, together
+from pipeline.strata import Stratum, select
 from shardgen.errors import UsageError
-from shardgen.tags import UNKNOWN
-
-Ids = npt.NDArray[np.int64]
-Members = range | npt.NDArray[np.uint32]
-"""Sample ids; a range where they are consecutive, so that a plain set costs no memory."""
-
-
-@dataclass(frozen=True)
-class Stratum:
-    """Samples that share a quota: a set, or a set's samples with one value of a tag."""
-
-    set_name: str
-    value: str | None
-    """Value of the set's balance tag, or None for the whole set."""
-    share: Fraction
-    members: Members
-
-    @property
-    def name(self) -> str:
-        """How plans show it."""
-        return self.set_name if self.value is None else f"{self.set_name}/{self.value}"
-
-    def ids_at(self, places: Ids) -> Ids:
-        """Return the sample ids at some places of the membership."""
-        if isinstance(self.members, range):
-            return places + self.members.start
-        return self.members[places].astype(np.int64)
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """Which samples a batch holds, slot by slot, and in which pass over its stratum each one is."""
+    """What a batch holds, slot by slot: `[batch]` each."""
 
     sample_ids: Ids
     passes: Ids
+    """How often the sample was met before: never the same twice for one sample."""
+    strata: npt.NDArray[np.int16]
+    """Positions in the plan's strata."""
 
 
 class Plan:
     """A mix of a catalog's sets, cut into global batches."""
 
     def __init__(self, catalog: Catalog, mix: MixConfig, seed: int, batch_size: int) -> None:
-        self.seed = seed
-        self.batch_size = batch_size
-        self.strata = _strata(catalog, mix)
-        self.left_out = _left_out(mix, catalog, self.strata)
-        """Set -> samples that take no part, their balance tag being unknown."""
-        self.catalog = _relabelled(catalog, self.strata) if self.left_out else catalog
-        """The samples; labels count the identities that take part, -1 is one that does not."""
-        self.state_key = {
-            "data set": catalog.digest,
-            "mix": mix.model_dump_json(exclude={"sets": {"__all__": {"path"}}}),
-            "seed": seed,
-            "batch size": batch_size,
-        }
-        """What a saved position depends on, each by the name a person knows it by."""
-        self._quotas = Quotas([stratum.share for stratum in self.strata], batch_size)
+        """Raise `UsageError` where the sets do not have what the mix asks for, or units do not fill a batch."""
+        self.catalog, self.mix, self.seed, self.batch_size = catalog, mix, seed, batch_size
+        self.unit = mix.per_identity
+        """Slots that belong together: a rank's slice must not begin or end within."""
+        if batch_size % self.unit:
+            raise UsageError(
+                f"batch size {batch_size} is no multiple of per_identity {self.unit}; "
+                f"use {ceil(batch_size / self.unit) * self.unit}"
+            )
+        self.set_names = list(mix.sets)
+        self.selections = {name: select(catalog, name, mix, seed) for name in mix.sets}
+        """Set -> its strata, what it leaves out, and what its caps cannot do."""
+        self.strata = [stratum for one in self.selections.values() for stratum in one.strata]
+        self._label_of, self.num_identities = _number_identities(catalog, mix, self.strata)
+        """Set -> identities that take part."""
+        self.num_classes = _num_classes(mix, self._label_of, self.num_identities)
+        """Of each head: one, or one a set when labels are separate."""
         self.batches_per_epoch = _batches_per_epoch(self.strata, mix, batch_size)
+        self.shares = _shares_by_epoch(mix, self.strata)
+        """(First epoch, share of each stratum from then on), from epoch 0 on."""
+        self.state_key = _state_key(catalog, mix, seed, batch_size)
+        """What a saved position depends on, each by the name a person knows it by."""
+        phases: list[Phase] = [(epoch * self.batches_per_epoch, shares) for epoch, shares in self.shares]
+        self._quotas = Quotas(phases, batch_size // self.unit)
+        self._keys = [derive_key(seed, "order", stratum.name) for stratum in self.strata]
+        self._set_of = np.array([self.set_names.index(stratum.set_name) for stratum in self.strata])
 
     def counts_before(self, batch: int) -> tuple[int, ...]:
         """Return how many samples each stratum gives to the batches before this one."""
-        return self._quotas.before(batch)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what every stratum gives to a batch and an epoch."""
-        per_epoch = self.counts_before(self.batches_per_epoch)
-        return {
-            "batch_size": self.batch_size,
-            "batches_per_epoch": self.batches_per_epoch,
-            "left_out": self.left_out,
-            "strata": [
-                {
-                    "stratum": stratum.name,
-                    "samples": len(stratum.members),
-                    "share": float(stratum.share),
-                    "per_batch": float(stratum.share * self.batch_size),
-                    "per_epoch": count,
-                    "passes_per_epoch": count / len(stratum.members),
-                }
-                for stratum, count in zip(self.strata, per_epoch, strict=True)
-            ],
-        }
-
-    def lines(self) -> list[str]:
-        """Return the same for a person."""
-        return [
-            f"{'stratum':24} {'samples':>9} {'share':>7} {'a batch':>8} {'an epoch':>9} {'passes':>7}",
-            *(
-                f"{row['stratum']:24} {row['samples']:9} {row['share']:7.2%} {row['per_batch']:8.2f} "
-                f"{row['per_epoch']:9} {row['passes_per_epoch']:7.2f}"
-                for row in self.to_json()["strata"]
-            ),
-            *(
-                f"{number} samples of {name} are unknown on its balance axis and take no part"
-                for name, number in self.left_out.items()
-            ),
-            f"an epoch is {self.batches_per_epoch} batches of {self.batch_size}",
-        ]
+        return tuple(units * self.unit for units in self._quotas.before(batch))
 
     def batch(self, number: int) -> PlannedBatch:
         """Return global batch `number`, counted from 0 over all epochs."""
         starts, ends = self._quotas.before(number), self._quotas.before(number + 1)
-        ids: list[Ids] = []
-        passes: list[Ids] = []
-        for stratum, start, end in zip(self.strata, starts, ends, strict=True):
-            positions = np.arange(start, end)
-            size = len(stratum.members)
-            places = order_of(positions, size, derive_key(self.seed, "order", stratum.name))
-            ids.append(stratum.ids_at(places))
-            passes.append(positions // size)
-        slots = order_of(np.arange(self.batch_size), self.batch_size, derive_key(self.seed, "slots", number))
-        return PlannedBatch(np.concatenate(ids)[slots], np.concatenate(passes)[slots])
+        giving = [i for i in range(len(self.strata)) if starts[i] < ends[i]]
+        met = together([self.strata[i].members.at(np.arange(starts[i], ends[i]), self._keys[i]) for i in giving])
+        sample_ids, passes = (np.concatenate(column) for column in zip(*met, strict=True))
+        strata = np.repeat(np.array(giving, np.int16), [len(ids) for ids, _ in met])
+        slots = self._slots(number)
+        return PlannedBatch(sample_ids[slots], passes[slots], strata[slots])
+
+    def _slots(self, number: int) -> Ids:
+        """Return which of the samples goes to each slot: units in any order, whole."""
+        key = np.uint64(derive_key(self.seed, "slots", number))
+        units = np.argsort(mix64(np.arange(self.batch_size // self.unit, dtype=np.uint64) ^ key))
+        return (units[:, None] * self.unit + np.arange(self.unit)).ravel()
+
+    def labels(self, sample_ids: Ids) -> Ids:
+        """Return the classes of samples that take part, from 0 within their head."""
+        return self._label_of[self.catalog.label[sample_ids]].astype(np.int64)
+
+    def sets(self, strata: npt.NDArray[np.int16]) -> Ids:
+        """Return the positions in `set_names` of the sets of strata."""
+        return self._set_of[strata]
+
+    def replacements(self, stratum: int, sample_id: int, pass_number: int) -> Iterator[int]:
+        """Yield other samples of a stratum, the next best first, for one that cannot be used."""
+        return self.strata[stratum].members.replacements(sample_id, pass_number, self._keys[stratum])
 
 
 def open_plan(mix: MixConfig, seed: int, batch_size: int) -> Plan:
@@ -142,55 +109,76 @@ def open_plan(mix: MixConfig, seed: int, batch_size: int) -> Plan:
     return Plan(open_catalog(folders), mix, seed, batch_size)
 
 
-def _strata(catalog: Catalog, mix: MixConfig) -> list[Stratum]:
-    """Split each set's share equally over its parts; without shares, sets count by the samples taking part."""
-    parts = {name: _parts_of_set(catalog, name, one) for name, one in mix.sets.items()}
-    sizes = {name: sum(len(members) for members in values.values()) for name, values in parts.items()}
-    natural = {name: Fraction(size, sum(sizes.values())) for name, size in sizes.items()}
+def _number_identities(
+    catalog: Catalog, mix: MixConfig, strata: Sequence[Stratum]
+) -> tuple[npt.NDArray[np.int32], dict[str, int]]:
+    """Return the class of each of the catalog's identities, -1 for one that takes no part, and each set's number."""
+    label_of = np.full(len(catalog.identities), -1, np.int32)
+    numbers: dict[str, int] = {}
+    for name in mix.sets:
+        of_set = [identities_of(catalog, stratum) for stratum in strata if stratum.set_name == name]
+        taking_part = np.flatnonzero(np.logical_or.reduce(of_set))
+        first = 0 if mix.labels == "separate" else sum(numbers.values())
+        label_of[taking_part] = np.arange(first, first + len(taking_part))
+        numbers[name] = len(taking_part)
+    if mix.labels == "joined":
+        _join(label_of, catalog)
+    return label_of, numbers
+
+
+def identities_of(catalog: Catalog, stratum: Stratum) -> npt.NDArray[np.bool_]:
+    """Return which of the catalog's identities have a sample in a stratum."""
+    ids = stratum.members.ids
+    present = np.zeros(len(catalog.identities), np.bool_)
+    if isinstance(ids, range):  # a whole set, whose labels are consecutive and have a sample each
+        labels = catalog.label[ids.start : ids.stop]
+        present[labels.min() : labels.max() + 1] = True
+    else:
+        present[catalog.label[ids]] = True
+    return present
+
+
+def _join(label_of: npt.NDArray[np.int32], catalog: Catalog) -> None:
+    """Give identities of one name one class, numbered by where a name first occurs."""
+    used = np.flatnonzero(label_of >= 0)
+    used = used[np.argsort(label_of[used])]
+    names = pa.array([name for _, name in catalog.identities]).take(used)
+    label_of[used] = names.dictionary_encode().indices.to_numpy()
+
+
+def _num_classes(mix: MixConfig, label_of: npt.NDArray[np.int32], num_identities: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(num_identities.values()) if mix.labels == "separate" else (int(label_of.max()) + 1,)
+
+
+def _shares_by_epoch(mix: MixConfig, strata: Sequence[Stratum]) -> list[tuple[int, list[Fraction]]]:
+    """Return each stratum's share of a batch, from each epoch on at which one changes."""
+    sizes: Counter[str] = Counter()
+    for stratum in strata:
+        sizes[stratum.set_name] += len(stratum.members.ids)
+    natural: Shares = {name: Fraction(size, sizes.total()) for name, size in sizes.items()}
     return [
-        Stratum(name, value, (one.share or natural[name]) / len(parts[name]), members)
-        for name, one in mix.sets.items()
-        for value, members in parts[name].items()
+        (epoch, [(shares or natural)[stratum.set_name] * stratum.part for stratum in strata])
+        for epoch, shares in mix.phases()
     ]
-
-
-def _parts_of_set(catalog: Catalog, name: str, one: SetConfig) -> dict[str | None, Members]:
-    """Return a set's samples by the value of its balance tag, or all of them under None."""
-    ids = catalog.ids_of(name)
-    if one.balance is None:
-        return {None: ids}
-    values = catalog.axes.get(one.balance, [])
-    codes = catalog.tags[one.balance][ids.start : ids.stop] if values else np.zeros(0, np.int16)
-    known = [code for code in np.unique(codes).tolist() if values[code] != UNKNOWN]
-    if not known:
-        axes = ", ".join(catalog.axes)
-        raise UsageError(f"set {name} has no {one.balance} tags to balance over; tag axes are: {axes}")
-    return {values[code]: (np.flatnonzero(codes == code) + ids.start).astype(np.uint32) for code in known}
-
-
-def _left_out(mix: MixConfig, catalog: Catalog, strata: Sequence[Stratum]) -> dict[str, int]:
-    taking_part: Counter[str] = Counter()
-    for stratum in strata:
-        taking_part[stratum.set_name] += len(stratum.members)
-    without = {name: len(catalog.ids_of(name)) - taking_part[name] for name in mix.sets}
-    return {name: number for name, number in without.items() if number}
-
-
-def _relabelled(catalog: Catalog, strata: Sequence[Stratum]) -> Catalog:
-    """Number the identities that take part from 0, so that a head has no class without a sample."""
-    takes_part = np.zeros(len(catalog), np.bool_)
-    for stratum in strata:
-        takes_part[np.asarray(stratum.members)] = True
-    used = np.unique(catalog.label[takes_part])
-    label = np.full(len(catalog), -1, np.int32)
-    label[takes_part] = np.searchsorted(used, catalog.label[takes_part])
-    return replace(catalog, label=label, identities=[catalog.identities[old] for old in used.tolist()])
 
 
 def _batches_per_epoch(strata: Sequence[Stratum], mix: MixConfig, batch_size: int) -> int:
     """Return after how many whole batches an epoch ends, at least one."""
     if mix.epoch in ("longest", "shortest"):
-        whole = [ceil(len(stratum.members) / (stratum.share * batch_size)) for stratum in strata]
+        (_, shares), *_ = _shares_by_epoch(mix, strata)
+        units = batch_size // mix.per_identity
+        whole = [ceil(one.members.num_units / (share * units)) for one, share in zip(strata, shares, strict=True)]
         return max(whole) if mix.epoch == "longest" else min(whole)
-    samples = mix.epoch if isinstance(mix.epoch, int) else sum(len(stratum.members) for stratum in strata)
+    samples = mix.epoch if isinstance(mix.epoch, int) else sum(len(one.members.ids) for one in strata)
     return max(1, samples // batch_size)
+
+
+def _state_key(catalog: Catalog, mix: MixConfig, seed: int, batch_size: int) -> dict[str, Any]:
+    fields = mix.model_dump_json(exclude={"sets": {"__all__": {"path", "augment"}}})
+    return {
+        "data set": catalog.digest,
+        "order of sets": list(mix.sets),
+        "mix": json.loads(fields),
+        "seed": seed,
+        "batch size": batch_size,
+    }

@@ -1,40 +1,144 @@
-"""Sample ids -> encoded bytes, through memory maps: nothing is copied before the decoder reads it."""
+"""Sample ids -> encoded bytes, through memory maps: nothing is copied before the decoder reads it.
+
+A shard is compared with its manifest when it is first needed, and looked at again while it is in use: a file that
+is cut short under its map kills the process that reads there (SIGBUS), so a look comes before a read,
+and is at most a second old. What can still kill is a cut within that second.
+"""
 
 import mmap
+import resource
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.catalog import Catalog
+from pipeline.catalog import BLOCK_BYTES, Catalog, ShardFile
+from shardgen.errors import DataError, UsageError
+from shardgen.manifest import hash_file
+
+LOOK_AGAIN_SECONDS = 1.0
+"""How old a look at a shard's file may be when the shard is read: 2 us a look."""
+_OTHER_FILES = 256
+"""Descriptors left to the rest of the process."""
 
 Encoded = npt.NDArray[np.uint8]
+Ids = npt.NDArray[np.int64]
+Version = tuple[int, int, int]
+"""Device, inode and time of change of a file."""
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    map: mmap.mmap
+    content: Encoded
+    version: Version
+    looked_at: float
+    hashed: bool
 
 
 class ShardReader:
     """Maps each shard when it is first needed."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, check: Literal["size", "hash"] = "size") -> None:
+        """Read a catalog's shards; raise `UsageError` when they are more files than a process may open."""
         self._catalog = catalog
-        self._maps: dict[int, Encoded] = {}
+        self._hash_first = check == "hash"
+        self._shards: dict[int, _Mapped] = {}
+        _allow_open_files(len(catalog.shards))
 
-    def read(self, sample_ids: npt.NDArray[np.int64]) -> list[Encoded]:
-        """Return each sample's image file as a view of its shard."""
-        catalog = self._catalog
-        rows = zip(
-            catalog.shard[sample_ids].tolist(),
-            catalog.offset[sample_ids].tolist(),
-            catalog.size[sample_ids].tolist(),
-            strict=True,
-        )
-        return [self._shard(shard)[offset : offset + size] for shard, offset, size in rows]
+    def read(self, sample_ids: Ids) -> list[Encoded]:
+        """Return each sample's image file as a view of its shard.
 
-    def _shard(self, number: int) -> Encoded:
-        if number not in self._maps:
-            self._maps[number] = _map(self._catalog.shard_paths[number])
-        return self._maps[number]
+        Raises `DataError` when a shard is gone or no longer what its manifest says.
+        """
+        shards, offsets, sizes = (column.tolist() for column in self._catalog.places(sample_ids))
+        now = time.monotonic()
+        contents = {number: self._shard(number, now).content for number in set(shards)}
+        return [
+            contents[shard][offset : offset + size] for shard, offset, size in zip(shards, offsets, sizes, strict=True)
+        ]
+
+    def read_ahead(self, sample_ids: Ids) -> None:
+        """Ask the system to have these samples' pages in memory soon; return at once."""
+        shards, offsets, sizes = self._catalog.places(sample_ids)
+        order = np.lexsort((offsets, shards))
+        shards, starts, ends = shards[order], offsets[order] & -mmap.PAGESIZE, (offsets + sizes)[order]
+        apart = (np.diff(shards, prepend=-1) != 0) | (starts > np.append(0, ends[:-1]) + mmap.PAGESIZE)
+        firsts = np.flatnonzero(apart)
+        lengths = ends[np.append(firsts, len(order))[1:] - 1] - starts[firsts]
+        now = time.monotonic()
+        runs = zip(shards[firsts].tolist(), starts[firsts].tolist(), lengths.tolist(), strict=True)
+        for shard, start, length in runs:
+            self._shard(shard, now).map.madvise(mmap.MADV_WILLNEED, start, length)
+
+    def verify(self, sample_ids: Ids) -> None:
+        """Look at these samples' shards now, and hash those that have not been; raise `DataError` as `read` does."""
+        for number in np.unique(self._catalog.places(sample_ids)[0]).tolist():
+            self._shards[number] = self._look(number, self._shards.get(number), hash_it=True)
+
+    def describe(self, sample_id: int) -> str:
+        """Return where a sample's image is, for a person: its set, its name in the tar, and the tar."""
+        (shard,), (offset,), _ = (column.tolist() for column in self._catalog.places(np.array([sample_id])))
+        header = bytes(self._shard(shard, time.monotonic()).content[offset - BLOCK_BYTES : offset])
+        (set_name,) = (name for name in self._catalog.set_starts if sample_id in self._catalog.ids_of(name))
+        name = header[:100].rstrip(b"\0").decode()  # of a USTAR header, which is one block
+        return f"{name} of set {set_name} in {self._catalog.shards[shard].path}"
+
+    def _shard(self, number: int, now: float) -> _Mapped:
+        mapped = self._shards.get(number)
+        if mapped is None or now - mapped.looked_at > LOOK_AGAIN_SECONDS:
+            mapped = self._shards[number] = self._look(number, mapped, hash_it=False)
+        return mapped
+
+    def _look(self, number: int, mapped: _Mapped | None, hash_it: bool) -> _Mapped:
+        """Return the shard with its file as it is now; another file than before has to have the same bytes."""
+        shard = self._catalog.shards[number]
+        version = _version(shard)
+        if mapped is None or mapped.version != version:
+            hash_it |= mapped is not None or self._hash_first
+            mapped = _map(shard.path, version)
+        if hash_it and not mapped.hashed:
+            _compare_hash(shard)
+        return replace(mapped, looked_at=time.monotonic(), hashed=mapped.hashed or hash_it)
 
 
-def _map(path: Path) -> Encoded:
+def _version(shard: ShardFile) -> Version:
+    try:
+        found = shard.path.stat()
+    except OSError as error:
+        raise _changed(shard, f"cannot be read any more ({error.strerror})") from None
+    if found.st_size != shard.num_bytes:
+        raise _changed(shard, f"is {found.st_size} bytes now, its manifest says {shard.num_bytes}")
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _map(path: Path, version: Version) -> _Mapped:
     with path.open("rb") as stream:
-        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    return _Mapped(mapped, np.frombuffer(mapped, np.uint8), version, 0.0, hashed=False)
+
+
+def _compare_hash(shard: ShardFile) -> None:
+    found = hash_file(shard.path).sha256
+    if found != shard.sha256:
+        raise _changed(shard, f"has SHA-256 {found[:12]}... now, its manifest says {shard.sha256[:12]}...")
+
+
+def _changed(shard: ShardFile, how: str) -> DataError:
+    return DataError(f"{shard.path} {how}; put it back as it was, then resume (`facemix verify {shard.path.parent}`)")
+
+
+def _allow_open_files(number: int) -> None:
+    """Python's maps keep their files open (until 3.13), and a large set has more shards than the usual 1024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = number + _OTHER_FILES
+    if needed > hard != resource.RLIM_INFINITY:
+        raise UsageError(
+            f"{number} shards are more than the {hard} files that a process may open here; "
+            "raise `ulimit -Hn`, or convert with more samples in a shard"
+        )
+    if needed > soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

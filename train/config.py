@@ -11,7 +11,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.config import AugmentConfig, LoaderConfig, MixConfig
+from pipeline.augment_config import AugmentConfig
+from pipeline.config import LoaderConfig, MixConfig
 from shardgen.errors import UsageError
 
 
@@ -125,6 +126,10 @@ FREE_TO_CHANGE = frozenset(
         "loader.device",
         "loader.threads",
         "loader.prefetch",
+        "loader.read_ahead",
+        "loader.cache",
+        "loader.check_shards",
+        "loader.max_failures",
         "training.compile",
         "training.log_every",
         "training.checkpoint_every",

@@ -9,22 +9,22 @@ import logging
 import math
 import platform
 import signal
-import time
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
 from torch import nn
+from torch.nn import functional
 
 from pipeline.hashing import derive_key
-from pipeline.loader import Batch, FaceLoader, resolve_device
+from pipeline.loader import Batch, FaceLoader, normalised, resolve_device
 from pipeline.plan import Plan, open_plan
 from shardgen.errors import DataError, UsageError
 from shardgen.files import write_durably
@@ -56,17 +56,28 @@ class RunResult:
 
 
 class Recogniser(nn.Module):
-    """Encoder and head as one module, so that both are replicated together."""
+    """Encoder and heads as one module, so that all are replicated together."""
 
-    def __init__(self, encoder: IResNet, head: MarginHead) -> None:
+    def __init__(self, encoder: IResNet, heads: Sequence[MarginHead]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = head
+        self.heads = nn.ModuleList(heads)
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of a batch."""
-        loss: torch.Tensor = self.head(self.encoder(images), labels)
-        return loss
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, sets: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of a batch: of one head, or each sample's of the head of its set."""
+        embeddings = self.encoder(images)
+        if len(self.heads) == 1:
+            loss: torch.Tensor = self.heads[0](embeddings, labels)
+            return loss
+        # A head without a sample here takes part all the same: other ranks wait for its gradient.
+        own = [(head, sets == number) for number, head in enumerate(cast("Iterable[MarginHead]", self.heads))]
+        with torch.autocast(embeddings.device.type, enabled=False):
+            sums = [_summed_loss(head, embeddings[rows].float(), labels[rows]) for head, rows in own]
+        return torch.stack(sums).sum() / len(labels)
+
+
+def _summed_loss(head: MarginHead, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(head.logits(embeddings, labels), labels, reduction="sum")
 
 
 def train(recipe: Recipe, *, resume: bool = False, stop_at: int | None = None) -> RunResult:
@@ -146,8 +157,8 @@ class Trainer:
         self._device = device
         self._dtype = autocast_dtype(recipe, device)
         encoder = make_encoder(recipe.encoder, recipe.loader.image_size)
-        head = MarginHead(recipe.head, recipe.encoder.embedding_size, len(plan.catalog.identities))
-        self._model = Recogniser(encoder, head).to(device).train()
+        heads = [MarginHead(recipe.head, recipe.encoder.embedding_size, number) for number in plan.num_classes]
+        self._model = Recogniser(encoder, heads).to(device).train()
         if recipe.training.compile:
             self._model.encoder.compile()
         self._replica = replicate(self._model, world, device)
@@ -164,21 +175,17 @@ class Trainer:
         """Take steps until the last, `stop_at` or a signal; save; return the number of steps done."""
         last = self.num_steps if stop_at is None else min(stop_at, self.num_steps)
         training = self._recipe.training
-        reporter = Reporter(self._recipe.run_folder, self.step) if self._world.rank == 0 else None
-        with _stop_signals() as stopped:
+        ranks = self._world.world_size
+        reporter = Reporter(self._recipe.run_folder, self.step, ranks) if self._world.rank == 0 else None
+        with closing(self._loader), _stop_signals() as stopped:
             while self.step < last and not any_rank(bool(stopped), self._world):
-                begun = time.monotonic()
                 batch = next(self._loader)
-                waited = time.monotonic() - begun
                 loss = self._take_step(batch)
-                if reporter is not None:
-                    reporter.count(self._plan.batch_size, waited)
-                    if self.step % training.log_every == 0 or self.step == last:
-                        reporter.report(self._metrics(batch, loss), self.num_steps)
+                if reporter is not None and (self.step % training.log_every == 0 or self.step == last):
+                    reporter.report(self._metrics(batch, loss), self._loader.stats(), self.num_steps)
                 if self.step % training.checkpoint_every == 0:
                     self._save()
         self._save()
-        self._loader.close()
         if reporter is not None:
             reporter.close()
         return self.step
@@ -189,7 +196,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr()
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
-            loss: torch.Tensor = self._replica(batch.images, batch.labels)
+            loss: torch.Tensor = self._replica(normalised(batch.images), batch.labels, batch.sets)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._model.encoder.parameters(), self._recipe.optimizer.clip_norm)
@@ -229,7 +236,7 @@ class Trainer:
             "step": self.step,
             "recipe": self._recipe.model_dump(mode="json"),
             "encoder": self._model.encoder.state_dict(),
-            "head": self._model.head.state_dict(),
+            "heads": self._model.heads.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "loader": self._loader.state_dict(),
         }
@@ -238,7 +245,7 @@ class Trainer:
         """Stand where the saved run stood; raise `UsageError` when its data were others."""
         self._loader.load_state_dict(state["loader"])
         self._model.encoder.load_state_dict(state["encoder"])
-        self._model.head.load_state_dict(state["head"])
+        self._model.heads.load_state_dict(state["heads"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = self._saved_at = state["step"]
 

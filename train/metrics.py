@@ -31,6 +31,12 @@ class StepMetrics:
     """Global images per second since the last line."""
     waiting_share: float
     """Share of that time spent waiting for data, 0 to 1."""
+    occupancy: Mapping[str, float]
+    """Stage of the loader -> share of that time that it worked on batches, 0 to 1; on rank 0."""
+    cached_share: float
+    """Share of the images that came out of the decoded cache, 0 to 1; on rank 0."""
+    failures: int
+    """Images that have not decoded so far; on rank 0."""
     batch_crc32: str
     """CRC-32 of the step's sample ids on rank 0: equal runs have equal columns."""
 
@@ -45,31 +51,34 @@ class StepMetrics:
 class Reporter:
     """Measures and reports the steps of a run; a resumed run goes on after the step of its checkpoint."""
 
-    def __init__(self, run: Path, after_step: int) -> None:
+    def __init__(self, run: Path, after_step: int, num_ranks: int) -> None:
         run.mkdir(parents=True, exist_ok=True)
         self._path = run / _FILE
         kept = [one for one in read_metrics(run) if one.step <= after_step]
         write_durably(self._path, "".join(json.dumps(asdict(one)) + "\n" for one in kept).encode())
         self._events = SummaryWriter(str(run), purge_step=after_step + 1)
         self._first_step = after_step
-        self._begun = self._last_line = time.monotonic()
-        self._since_last_line = Throughput()
+        self._num_ranks = num_ranks
+        self._begun = time.monotonic()
+        self._last_line = Throughput()
 
-    def count(self, images: int, waiting_seconds: float) -> None:
-        """Add a step's images, and how long it waited for them."""
-        self._since_last_line += Throughput(images, 0, waiting_seconds)
-
-    def report(self, fields: Mapping[str, Any], num_steps: int) -> None:
-        """Write down a step whose figures are known, so that all its work is in the time measured."""
-        now = time.monotonic()
-        spent = self._since_last_line + Throughput(seconds=now - self._last_line)
-        self._last_line, self._since_last_line = now, Throughput()
-        metrics = StepMetrics(images_per_second=spent.images_per_second, waiting_share=spent.waiting_share, **fields)
+    def report(self, fields: Mapping[str, Any], stats: Throughput, num_steps: int) -> None:
+        """Write down a step whose figures are known, so that all its work is in the time of the loader's `stats`."""
+        spent = stats - self._last_line
+        self._last_line = stats
+        metrics = StepMetrics(
+            images_per_second=spent.images_per_second * self._num_ranks,
+            waiting_share=spent.waiting_share,
+            occupancy={stage: round(share, 4) for stage, share in spent.occupancy.items()},
+            cached_share=spent.cached / spent.images,
+            failures=stats.failures,
+            **fields,
+        )
         with self._path.open("a") as stream:
             stream.write(json.dumps(asdict(metrics)) + "\n")
         for name in ("loss", "lr", "images_per_second", "waiting_share"):
             self._events.add_scalar(f"train/{name}", getattr(metrics, name), metrics.step)
-        per_step = (now - self._begun) / (metrics.step - self._first_step)
+        per_step = (time.monotonic() - self._begun) / (metrics.step - self._first_step)
         _log.info(metrics.line(num_steps, per_step * (num_steps - metrics.step)))
 
     def close(self) -> None:

@@ -63,7 +63,7 @@ def restated_ranks(gallery: Path, probes: Path) -> list[tuple[str, int]]:
     """(Group, rank) of every probe that has a mate."""
     templates = restated_templates(gallery)
     catalog, names, rows = embedded(probes)
-    groups = [catalog.axes["group"][code] for code in catalog.tags["group"]]
+    groups = [catalog.axes["group"][code] for code in catalog.codes("group", np.arange(len(catalog)))]
     return [
         (group, 1 + sum(float(other @ row) > float(templates[name] @ row) for other in templates.values()))
         for group, name, row in zip(groups, names, rows, strict=True)

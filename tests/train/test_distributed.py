@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 
-from pipeline.loader import FaceLoader
+from pipeline.loader import FaceLoader, normalised
 from pipeline.plan import open_plan
 from tests.support import ROOT, make_set
 from train import checkpoint
@@ -62,9 +62,10 @@ def in_folder(recipe: Recipe, run: Path) -> tuple[Recipe, Path]:
 def restated(recipe: Recipe, start: checkpoint.State, num_steps: int) -> nn.Module:
     """The definition: the mean of both halves' gradients, batch norm over a half, its record that of rank 0."""
     plan = open_plan(recipe.mix, recipe.seed, recipe.loader.batch_size)
-    model = Recogniser(make_encoder(recipe.encoder, 32), MarginHead(recipe.head, 16, len(plan.catalog.identities)))
+    heads = [MarginHead(recipe.head, 16, number) for number in plan.num_classes]
+    model = Recogniser(make_encoder(recipe.encoder, 32), heads)
     model.encoder.load_state_dict(start["encoder"])
-    model.head.load_state_dict(start["head"])
+    model.heads.load_state_dict(start["heads"])
     optimizer = torch.optim.SGD(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=recipe.optimizer.lr,
@@ -80,7 +81,7 @@ def restated(recipe: Recipe, start: checkpoint.State, num_steps: int) -> nn.Modu
         for half in reversed(halves):
             model.load_state_dict(record, strict=False)
             batch = next(half)
-            (model(batch.images, batch.labels) / 2).backward()
+            (model(normalised(batch.images), batch.labels, batch.sets) / 2).backward()
         nn.utils.clip_grad_norm_(model.encoder.parameters(), recipe.optimizer.clip_norm)
         optimizer.step()
     return model
@@ -102,7 +103,7 @@ def test_two_processes_do_what_data_parallelism_means(recipe: Recipe, tmp_path: 
     expected = restated(recipe, checkpoint.load(checkpoint.find(tmp_path / "start")), NUM_STEPS)
     state = checkpoint.load(checkpoint.find(tmp_path / "two"))
     assert state["step"] == NUM_STEPS
-    weights = {f"{part}.{name}": value for part in ("encoder", "head") for name, value in state[part].items()}
+    weights = {f"{part}.{name}": value for part in ("encoder", "heads") for name, value in state[part].items()}
     torch.testing.assert_close(weights, dict(expected.state_dict()), rtol=1e-3, atol=1e-4)
 
     plan = open_plan(recipe.mix, recipe.seed, recipe.loader.batch_size)

@@ -18,8 +18,10 @@ import yaml
 from shardgen.errors import UsageError
 from tests.support import ROOT, make_set
 from train import checkpoint
+from train.backbones import make_encoder
 from train.config import Recipe, load_recipe
-from train.loop import RunResult, autocast_dtype, train
+from train.heads import MarginHead
+from train.loop import Recogniser, RunResult, autocast_dtype, train
 from train.metrics import StepMetrics, read_metrics
 from train.schedule import lr_factor
 
@@ -86,7 +88,7 @@ def assert_same_weights(run: Path, other: Path) -> None:
     assert ours["optimizer"]["param_groups"] == theirs["optimizer"]["param_groups"]
     momenta = [[one["momentum_buffer"] for one in of["optimizer"]["state"].values()] for of in (ours, theirs)]
     torch.testing.assert_close(*momenta, rtol=0, atol=0)
-    for part in ("encoder", "head"):
+    for part in ("encoder", "heads"):
         torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
 
 
@@ -279,6 +281,7 @@ def test_every_step_is_reported_with_its_rate_and_epoch(recipe: Recipe, uninterr
     assert all(
         math.isfinite(one.loss) and one.images_per_second > 0 and 0 <= one.waiting_share <= 1 for one in reported
     )
+    assert all(0 < sum(one.occupancy.values()) <= 1 and one.failures == one.cached_share == 0 for one in reported)
     assert len({one.batch_crc32 for one in reported}) == NUM_STEPS
 
 
@@ -290,7 +293,7 @@ def test_precision_is_what_the_recipe_says(precision: str, dtype: torch.dtype | 
 def test_bf16_trains_float32_weights(recipe: Recipe, tmp_path: Path) -> None:
     train(copy_of(recipe, run=str(tmp_path), training__precision="bf16"), stop_at=2)
     state = final_state(tmp_path)
-    floats = [one for part in ("encoder", "head") for one in state[part].values() if one.is_floating_point()]
+    floats = [one for part in ("encoder", "heads") for one in state[part].values() if one.is_floating_point()]
     assert {one.dtype for one in floats} == {torch.float32}
     assert all(one.isfinite().all() for one in floats)
 
@@ -304,3 +307,36 @@ def test_the_loss_falls_on_drawn_faces(recipe: Recipe, tmp_path: Path) -> None:
 
     reported = read_metrics(tmp_path)
     assert mean_loss(reported[-6:]) < 0.7 * mean_loss(reported[:6])
+
+
+def test_with_separate_labels_every_set_has_a_head_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
+    mine = copy_of(recipe, run=str(tmp_path), mix__labels="separate")
+    train(mine, stop_at=3)
+    train(mine, resume=True)
+    sizes = {name: len(weight) for name, weight in final_state(tmp_path)["heads"].items()}
+    assert sizes == {"0.weight": 6, "1.weight": 6}
+    straight = copy_of(mine, run=str(tmp_path / "straight"))
+    train(straight)
+    assert_same_run(tmp_path, tmp_path / "straight")
+
+
+def recogniser(recipe: Recipe) -> Recogniser:
+    """Two heads of 3 and 5 identities, and an encoder without batch statistics."""
+    torch.manual_seed(0)
+    heads = [MarginHead(recipe.head, 16, number) for number in (3, 5)]
+    return Recogniser(make_encoder(recipe.encoder, 32), heads).eval()
+
+
+@pytest.mark.parametrize("sets", [[0, 1, 1, 0, 1], [1, 1, 1, 1, 1]], ids=["both", "one"])
+def test_the_loss_is_the_mean_of_every_samples_with_the_head_of_its_set(sets: list[int], recipe: Recipe) -> None:
+    model, of_set = recogniser(recipe), torch.tensor(sets)
+    images, labels = torch.rand(5, 3, 32, 32), torch.tensor([2, 0, 1, 0, 2])
+    loss = model(images, labels, of_set)
+    embeddings = model.encoder(images)
+    alone = [model.heads[one](embeddings[row : row + 1], labels[row : row + 1]).item() for row, one in enumerate(sets)]
+    assert loss.item() == pytest.approx(sum(alone) / 5, rel=1e-5)
+    loss.backward()
+    gradients = {name: one.grad for name, one in model.heads.named_parameters()}
+    used = [one is not None and bool(one.any()) for one in gradients.values()]
+    assert all(one is not None for one in gradients.values())  # processes that average them wait for all
+    assert used == [0 in sets, True]

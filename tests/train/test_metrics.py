@@ -6,29 +6,48 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from pipeline.stats import Throughput
 from train.metrics import Reporter, StepMetrics, read_metrics
 
 ONE = StepMetrics(
-    step=1, epoch=0.5, loss=3.25, lr=0.1, images_per_second=812.4, waiting_share=0.031, batch_crc32="0012abcd"
+    step=1,
+    epoch=0.5,
+    loss=3.25,
+    lr=0.1,
+    images_per_second=812.5,
+    waiting_share=0.03125,
+    occupancy={"plan": 0.125, "read": 0.0, "decode": 0.5, "augment": 0.25, "deliver": 0.0},
+    cached_share=0.25,
+    failures=0,
+    batch_crc32="0012abcd",
 )
+A_STEP = Throughput(
+    6500, 16, 0.5, cached=1625, plan_seconds=2, decode_seconds=8, augment_seconds=4
+)  # of one of two ranks
 
 
 def write(run: Path, after_step: int, *steps: int, loss: float = 3.25) -> None:
-    reporter = Reporter(run, after_step)
+    reporter = Reporter(run, after_step, num_ranks=2)
+    stats = Throughput()
     for step in steps:
-        reporter.count(128, waiting_seconds=0.0)
-        reporter.report({"step": step, "epoch": 0.5, "loss": loss, "lr": 0.1, "batch_crc32": "0012abcd"}, num_steps=9)
+        stats += A_STEP
+        fields = {"step": step, "epoch": 0.5, "loss": loss, "lr": 0.1, "batch_crc32": "0012abcd"}
+        reporter.report(fields, stats, num_steps=9)
     reporter.close()
-
-
-def without_rates(steps: list[StepMetrics]) -> list[StepMetrics]:
-    return [replace(one, images_per_second=ONE.images_per_second, waiting_share=ONE.waiting_share) for one in steps]
 
 
 def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     write(tmp_path, 0, 1, 2)
-    assert without_rates(read_metrics(tmp_path)) == [ONE, replace(ONE, step=2)]
-    assert all(one.images_per_second > 0 and one.waiting_share == 0 for one in read_metrics(tmp_path))
+    assert read_metrics(tmp_path) == [ONE, replace(ONE, step=2)]
+
+
+def test_failures_are_counted_over_the_whole_run(tmp_path: Path) -> None:
+    reporter = Reporter(tmp_path, 0, num_ranks=1)
+    fields = {"epoch": 0.5, "loss": 1, "lr": 0.1, "batch_crc32": "0012abcd"}
+    reporter.report({"step": 1, **fields}, Throughput(8, 1, failures=2), num_steps=9)
+    reporter.report({"step": 2, **fields}, Throughput(16, 2, failures=2), num_steps=9)
+    reporter.close()
+    assert [one.failures for one in read_metrics(tmp_path)] == [2, 2]
 
 
 def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
