@@ -97,8 +97,9 @@ _RECIPE = options(
 @cli.command()
 @_RECIPE
 @click.option("--real-only", type=PATH, metavar="FILE", help="Write a recipe of the authentic sets on the same budget.")
+@click.option("--sheet", type=PATH, metavar="FILE", help="Write a PNG of what happens to each set's images.")
 @json_option
-def plan(recipe: Path, overrides: Sequence[str], real_only: Path | None, as_json: bool) -> None:
+def plan(recipe: Path, overrides: Sequence[str], *, real_only: Path | None, sheet: Path | None, as_json: bool) -> None:
     """Show what every stratum gives to a batch and an epoch, before anything runs."""
     import yaml
 
@@ -113,6 +114,12 @@ def plan(recipe: Path, overrides: Sequence[str], real_only: Path | None, as_json
         fields = loaded.model_copy(update=changes).model_dump(mode="json", exclude_unset=True, exclude={"run"})
         real_only.write_text(yaml.safe_dump(fields, sort_keys=False))
         click.echo(f"real-only twin: {real_only}; see it with `facemix plan {real_only}`", err=True)
+    if sheet is not None:
+        from pipeline.mix_sheet import mix_sheet
+        from shardgen.sheet import write_png
+
+        write_png(sheet, mix_sheet(planned, loaded.augment, loaded.loader))
+        click.echo(f"what happens to images: {sheet}", err=True)
     if as_json:
         print_json(plan_report.to_json(planned))
         return

@@ -36,6 +36,7 @@ _ORIENTATION = 0x0112
 _UPRIGHT = 1
 _START_OF_SCAN = 0xDA
 _APP1 = 0xE1
+_COMPONENTS = frozenset({1, 3, 4})  # grey, YCbCr or RGB, CMYK or YCCK
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEGMENTS = _FRAMES | frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0), _START_OF_SCAN})
 _EIGHTH_IN_GRAY = cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_IGNORE_ORIENTATION
@@ -133,6 +134,8 @@ def _walk_jpeg(data: bytes) -> tuple[Header, int]:
         raise Unreadable(f"does not decode: {len(data)} bytes end inside its header") from None
     if size is None or not size[0] or not size[1]:
         raise Unreadable("does not decode: its header gives no size")
+    if size[2] not in _COMPONENTS:
+        raise Unreadable(f"does not decode: its header promises {size[2]} colour components")
     return Header("jpg", *_turned(size[1], size[0], orientation), orientation, size[2]), at + 2
 
 

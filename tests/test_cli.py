@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 import yaml
 
@@ -57,6 +58,16 @@ def error_line(done: subprocess.CompletedProcess[str], code: int) -> str:
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("facemix: ")
     return lines[0]
+
+
+def test_a_plan_can_show_its_images_and_leave_a_real_only_recipe(recipe: Path, tmp_path: Path) -> None:
+    sheet, twin = tmp_path / "sheet.png", tmp_path / "twin.yaml"
+    done = facemix("plan", recipe, "augment=adaface", "--sheet", sheet, "--real-only", twin)
+    assert done.returncode == 0, done.stderr
+    assert cv2.imread(str(sheet)).shape[0] == 4 * 32
+    planned = json.loads(facemix("plan", twin, "--json").stdout)
+    assert [row["stratum"] for row in planned["phases"][0]["strata"]] == ["one"]
+    assert yaml.safe_load(twin.read_text())["name"] == "tiny_real_only"
 
 
 def test_a_missing_path_is_wrong_use(tmp_path: Path) -> None:
