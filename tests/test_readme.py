@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.config import SetConfig
 from shardgen.procedural import draw_demo
 from tests.support import ROOT, facemix
+from train.config import Recipe
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(sh|yaml)\n(.*?)```", README, re.DOTALL)
+RECIPES = [block for kind, block in BLOCKS if kind == "yaml"]
 MAKE_TARGETS = re.findall(r"^make (\w+)", README, re.MULTILINE)
 # The same training, cut short: what it reaches is measured elsewhere.
 SHORT = ["training.epochs=0.2", "loader.batch_size=16"]
@@ -20,7 +23,7 @@ SHORT = ["training.epochs=0.2", "loader.batch_size=16"]
 def test_the_walk_through_runs_as_written(tmp_path: Path) -> None:
     draw_demo(tmp_path / "runs" / "demo" / "raw")
     commands = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
-    (recipe,) = (block for kind, block in BLOCKS if kind == "yaml")
+    recipe, *_ = RECIPES
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mix.yaml").write_text(recipe)
     ran = 0
@@ -42,8 +45,18 @@ def test_the_makefile_has_the_targets_that_the_readme_names(target: str) -> None
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_the_readme_s_recipe_says_nothing_that_recipes_do_not_know() -> None:
-    from train.config import Recipe
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: str(yaml.safe_load(recipe)["name"]))
+def test_the_recipes_say_nothing_that_recipes_do_not_know(recipe: str) -> None:
+    assert Recipe.model_validate(yaml.safe_load(recipe)).mix.sets
 
-    (recipe,) = (block for kind, block in BLOCKS if kind == "yaml")
-    assert Recipe.model_validate(yaml.safe_load(recipe)).name == "mix"
+
+SETTINGS = re.findall(r"`((?:balance|identities|images_per_identity|sampling|share|augment): [^`]+)`", README)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_the_readme_says_of_a_set_is_what_recipes_understand(setting: str) -> None:
+    assert SetConfig.model_validate({"path": "p", **yaml.safe_load(setting)})
+
+
+def test_the_table_of_settings_is_found() -> None:
+    assert len(SETTINGS) >= 8
