@@ -172,14 +172,16 @@ def open_catalog(folders: Mapping[str, Path]) -> Catalog:
     axes = _union_of_axes(manifests.values())
     jobs = _lay_out(folders, manifests, names, axes)
     shards = list(chain.from_iterable(jobs.values()))
-    rows = _Rows.of(sum(job.shard.num_samples for job in shards), axes, sum(map(len, names.values())))
+    rows = _Rows.of(sum(job.shard.num_samples for job in shards), axes)
     sizes = frozenset(chain.from_iterable(on_all_cores(rows.fill, shards)))
+    if any(manifest.num_identities < len(names[name]) for name, manifest in manifests.items()):
+        names = _number_used(rows.label, names)
     seals = b"".join((folder / MANIFEST).read_bytes() for folder in folders.values())
     return Catalog(
         set_starts={name: of_set[0].first_id for name, of_set in jobs.items()},
         origins={name: manifest.origin for name, manifest in manifests.items()},
         shards=[job.tar for job in shards],
-        identities=Identities(_number_used(rows, names)),
+        identities=Identities(names),
         axes=axes,
         image_sizes=sizes,
         digest=hashlib.sha256(seals).hexdigest(),
@@ -262,22 +264,19 @@ class _Rows:
     """The columns, filled shard by shard."""
 
     label: npt.NDArray[np.int32]
-    """Numbers of identities, those without a sample counted too."""
+    """Numbers of identities, those without a sample counted too, until these are taken out."""
     block: npt.NDArray[np.uint32]
     size: npt.NDArray[np.int32]
     tags: Mapping[str, StoredCodes]
-    used: npt.NDArray[np.bool_]
-    """Whether an identity has a sample."""
 
     @classmethod
-    def of(cls, num_rows: int, axes: Mapping[str, Sequence[str]], num_identities: int) -> "_Rows":
+    def of(cls, num_rows: int, axes: Mapping[str, Sequence[str]]) -> "_Rows":
         """Return empty ones; an axis that a set lacks stays unknown there, and takes no memory until it is read."""
         return cls(
             label=np.empty(num_rows, np.int32),
             block=np.empty(num_rows, np.uint32),
             size=np.empty(num_rows, np.int32),
             tags={axis: _unknown(num_rows, len(values)) for axis, values in axes.items() if axis != ORIGIN},
-            used=np.zeros(num_identities, np.bool_),
         )
 
     def fill(self, job: _Job) -> set[tuple[int, int]]:
@@ -289,7 +288,6 @@ class _Rows:
         self.block[rows] = columns["offset"] // BLOCK_BYTES
         self.size[rows] = columns["size"]
         self.label[rows] = columns["identity"] + np.int32(job.first_identity)
-        self.used[self.label[rows]] = True
         for axis, recode in job.recode.items():
             self.tags[axis][rows] = recode[columns[axis]]
         return image_sizes(file)
@@ -304,15 +302,14 @@ def _unknown(num_rows: int, num_values: int) -> StoredCodes:
     return np.zeros(num_rows, np.uint8) if num_values <= 256 else np.zeros(num_rows, np.int16)
 
 
-def _number_used(rows: _Rows, names: Mapping[str, pa.StringArray]) -> dict[str, pa.StringArray]:
+def _number_used(label: npt.NDArray[np.int32], names: Mapping[str, pa.StringArray]) -> dict[str, pa.StringArray]:
     """Number the identities that have a sample from 0, and return their names."""
-    if not rows.used.all():
-        numbers = np.cumsum(rows.used, dtype=np.int32) - np.int32(1)
-
-        def renumber(start: int) -> None:
-            part = rows.label[start : start + _PART]
-            part[:] = numbers[part]
-
-        on_all_cores(renumber, range(0, len(rows.label), _PART))
-    masks = np.split(rows.used, np.cumsum([len(one) for one in names.values()])[:-1])
+    parts = np.array_split(label, len(label) // _PART + 1)
+    used = np.zeros(sum(map(len, names.values())), np.bool_)
+    for part in parts:
+        used[part] = True
+    numbers = np.cumsum(used, dtype=np.int32) - np.int32(1)
+    for part in parts:
+        part[:] = numbers[part]
+    masks = np.split(used, np.cumsum([len(one) for one in names.values()])[:-1])
     return {name: one.filter(pa.array(mask)) for (name, one), mask in zip(names.items(), masks, strict=True)}

@@ -91,7 +91,7 @@ def _checked_copies(inputs: Iterator[Inputs], max_batch_size: int) -> Iterator[I
                 headers.run(encoded=doubtful)
         except RuntimeError as error:
             raise DecodingFailed("an image of the batches under way has no readable header") from error
-        yield Inputs(images, steps)
+        yield Inputs(copies, steps)
 
 
 def _is_sound_jpeg(content: bytes) -> bool:

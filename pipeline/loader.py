@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -42,11 +43,20 @@ class Batch:
 
 
 def normalised(images: torch.Tensor) -> torch.Tensor:
-    """Return uint8 images as encoders take them: float32 in [-1, 1], in the same order of memory.
+    """Return uint8 images as encoders take them: float32 in [-1, 1], channels_last in memory as they are.
 
     Call it on the device: until then a batch is a quarter of the bytes.
     """
-    return images.float().sub_(127.5).div_(127.5)
+    if images.device.type != "cpu":
+        return images.float().sub_(127.5).div_(127.5)
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    floats = np.empty(pixels.shape, np.float32)  # in huge pages, which torch does not ask for: a third of the time
+    rows = (-1, *pixels.shape[2:])
+    cv2.LUT(pixels.reshape(rows), _LEVELS, floats.reshape(rows))
+    return torch.from_numpy(floats).permute(0, 3, 1, 2)
+
+
+_LEVELS = (np.arange(256, dtype=np.float32)[None] - 127.5) / 127.5
 
 
 def resolve_device(wanted: str, local_rank: int = 0) -> torch.device:

@@ -26,6 +26,7 @@ from pipeline.plan import Plan, PlannedBatch
 from pipeline.reader import Encoded, ShardReader
 from pipeline.stats import StageClock
 from pipeline.steps import Op, Steps
+from shardgen.errors import DataError
 
 CPU = torch.device("cpu")
 
@@ -133,9 +134,11 @@ class SliceMaker:
                 for images in self.clock.counting("decode", decoded(inputs(), options)):
                     yield under_way.popleft(), images
                 return
-            except DecodingFailed:
+            except DecodingFailed as error:
                 if not self.failures.look_for(np.concatenate([one.sample_ids for one in under_way])):
-                    raise
+                    raise DataError(
+                        f"{error}, though OpenCV decodes all; convert the set again with --check decode"
+                    ) from error
                 planned = chain([one.planned for one in under_way], planned)
                 under_way.clear()
 

@@ -1,13 +1,12 @@
-"""Sample ids -> encoded bytes, through memory maps: nothing is copied before the decoder reads it.
+"""Sample ids -> encoded bytes, through memory maps.
 
-A shard is compared with its manifest when it is first needed, and looked at again while it is in use: a file that
-is cut short under its map kills the process that reads there (SIGBUS), so a look comes before a read,
-and is at most a second old. What can still kill is a cut within that second.
+A shard is compared with its manifest when it is first needed, and its file looked at again (2 us) for every batch. A
+file that is deleted or exchanged stays mapped as it was; but whoever reads behind the new end of one that was cut short
+where it lies is killed (SIGBUS). So use a batch's bytes, or copy them, right after reading it.
 """
 
 import mmap
 import resource
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,8 +18,6 @@ from pipeline.catalog import BLOCK_BYTES, Catalog, ShardFile
 from shardgen.errors import DataError, UsageError
 from shardgen.manifest import hash_file
 
-LOOK_AGAIN_SECONDS = 1.0
-"""How old a look at a shard's file may be when the shard is read: 2 us a look."""
 _OTHER_FILES = 256
 """Descriptors left to the rest of the process."""
 
@@ -35,7 +32,6 @@ class _Mapped:
     map: mmap.mmap
     content: Encoded
     version: Version
-    looked_at: float
     hashed: bool
 
 
@@ -55,10 +51,11 @@ class ShardReader:
         Raises `DataError` when a shard is gone or no longer what its manifest says.
         """
         shards, offsets, sizes = (column.tolist() for column in self._catalog.places(sample_ids))
-        now = time.monotonic()
-        contents = {number: self._shard(number, now).content for number in set(shards)}
+        for number in set(shards):
+            self._look(number, hash_it=False)
         return [
-            contents[shard][offset : offset + size] for shard, offset, size in zip(shards, offsets, sizes, strict=True)
+            self._shards[shard].content[offset : offset + size]
+            for shard, offset, size in zip(shards, offsets, sizes, strict=True)
         ]
 
     def read_ahead(self, sample_ids: Ids) -> None:
@@ -69,40 +66,39 @@ class ShardReader:
         apart = (np.diff(shards, prepend=-1) != 0) | (starts > np.append(0, ends[:-1]) + mmap.PAGESIZE)
         firsts = np.flatnonzero(apart)
         lengths = ends[np.append(firsts, len(order))[1:] - 1] - starts[firsts]
-        now = time.monotonic()
         runs = zip(shards[firsts].tolist(), starts[firsts].tolist(), lengths.tolist(), strict=True)
         for shard, start, length in runs:
-            self._shard(shard, now).map.madvise(mmap.MADV_WILLNEED, start, length)
+            self._mapped(shard).map.madvise(mmap.MADV_WILLNEED, start, length)
 
     def verify(self, sample_ids: Ids) -> None:
         """Look at these samples' shards now, and hash those that have not been; raise `DataError` as `read` does."""
         for number in np.unique(self._catalog.places(sample_ids)[0]).tolist():
-            self._shards[number] = self._look(number, self._shards.get(number), hash_it=True)
+            self._look(number, hash_it=True)
 
     def describe(self, sample_id: int) -> str:
         """Return where a sample's image is, for a person: its set, its name in the tar, and the tar."""
         (shard,), (offset,), _ = (column.tolist() for column in self._catalog.places(np.array([sample_id])))
-        header = bytes(self._shard(shard, time.monotonic()).content[offset - BLOCK_BYTES : offset])
+        header = bytes(self._mapped(shard).content[offset - BLOCK_BYTES : offset])
         (set_name,) = (name for name in self._catalog.set_starts if sample_id in self._catalog.ids_of(name))
         name = header[:100].rstrip(b"\0").decode()  # of a USTAR header, which is one block
         return f"{name} of set {set_name} in {self._catalog.shards[shard].path}"
 
-    def _shard(self, number: int, now: float) -> _Mapped:
-        mapped = self._shards.get(number)
-        if mapped is None or now - mapped.looked_at > LOOK_AGAIN_SECONDS:
-            mapped = self._shards[number] = self._look(number, mapped, hash_it=False)
-        return mapped
+    def _mapped(self, number: int) -> _Mapped:
+        """Return a shard, as the last look at its file found it."""
+        if number not in self._shards:
+            self._look(number, hash_it=False)
+        return self._shards[number]
 
-    def _look(self, number: int, mapped: _Mapped | None, hash_it: bool) -> _Mapped:
-        """Return the shard with its file as it is now; another file than before has to have the same bytes."""
-        shard = self._catalog.shards[number]
+    def _look(self, number: int, hash_it: bool) -> None:
+        """Look at a shard's file and map it if need be; another file than before has to have the same bytes."""
+        shard, mapped = self._catalog.shards[number], self._shards.get(number)
         version = _version(shard)
         if mapped is None or mapped.version != version:
             hash_it |= mapped is not None or self._hash_first
             mapped = _map(shard.path, version)
         if hash_it and not mapped.hashed:
             _compare_hash(shard)
-        return replace(mapped, looked_at=time.monotonic(), hashed=mapped.hashed or hash_it)
+        self._shards[number] = replace(mapped, hashed=mapped.hashed or hash_it)
 
 
 def _version(shard: ShardFile) -> Version:
@@ -118,7 +114,7 @@ def _version(shard: ShardFile) -> Version:
 def _map(path: Path, version: Version) -> _Mapped:
     with path.open("rb") as stream:
         mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    return _Mapped(mapped, np.frombuffer(mapped, np.uint8), version, 0.0, hashed=False)
+    return _Mapped(mapped, np.frombuffer(mapped, np.uint8), version, hashed=False)
 
 
 def _compare_hash(shard: ShardFile) -> None:

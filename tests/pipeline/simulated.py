@@ -62,9 +62,7 @@ def catalog_of(
         label=np.array(labels, np.int32),
         block=np.zeros(len(rows), np.uint32),
         size=np.zeros(len(rows), np.int32),
-        tags={
-            axis: np.array([values[axis].index(row[i]) for row in rows], np.uint8) for i, axis in enumerate(axes, 1)
-        },
+        tags={axis: np.array([values[axis].index(row[i]) for row in rows], np.uint8) for i, axis in enumerate(axes, 1)},
         numbers=numbers or {},
     )
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.catalog import ORIGIN, Catalog, open_catalog
-from shardgen.config import Origin, ShardConfig
+from shardgen.config import ShardConfig
 from shardgen.convert import convert
 from shardgen.errors import DataError, UsageError
 from shardgen.inputs.folders import open_folder
@@ -73,13 +73,20 @@ def table_of(num_samples: int, first: int = 0, **columns: Any) -> dict[str, Any]
     }
 
 
-def write_set(folder: Path, shards: Sequence[Mapping[str, Any]], origin: Origin = "authentic", **axes: Any) -> Path:
+def write_set(folder: Path, shards: Sequence[Mapping[str, Any]], **axes: Any) -> Path:
     """Write a set of shards with these tables, tars of holes and three identities; axes have values 0, 1, ... too."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     known = {axis for table in shards for axis in table} - set(table_of(0)) - {"score", "note"}
-    axes = {axis: [UNKNOWN, *map(str, range(9))] for axis in sorted(known)} | axes
-    infos = [write_shard(folder, f"{number:06d}", table) for number, table in enumerate(shards)]
-    write_manifest(folder, manifest_of(folder.name, origin, infos, axes))
+    total, nothing = sum(len(table["key"]) for table in shards), FileInfo(bytes=0, sha256="")
+    manifest = Manifest(
+        **{"name": folder.name, "origin": "authentic", "num_read": total, "num_samples": total, "num_rejected": 0},
+        **{"rejected_reasons": {}, "rejected_file": nothing, "counts": {}, "job": {}},
+        axes={axis: [UNKNOWN, *map(str, range(9))] for axis in sorted(known)} | axes,
+        identities=["a", "b", "c"],
+        num_identities=len({number for table in shards for number in table["identity"]}),
+        shards=[write_shard(folder, f"{number:06d}", table) for number, table in enumerate(shards)],
+    )
+    write_manifest(folder, manifest)
     return folder
 
 
@@ -91,16 +98,6 @@ def write_shard(folder: Path, name: str, table: Mapping[str, Any]) -> ShardInfo:
         tar.truncate(1 << 20)
     files = {suffix: hash_file(folder / f"{name}{suffix}") for suffix in (".tar", ".parquet")}
     return ShardInfo(name=name, num_samples=len(table["key"]), files=files)
-
-
-def manifest_of(name: str, origin: Origin, shards: Sequence[ShardInfo], axes: Mapping[str, Sequence[str]]) -> Manifest:
-    total = sum(shard.num_samples for shard in shards)
-    nothing = FileInfo(bytes=0, sha256="")
-    return Manifest(
-        **{"name": name, "origin": origin, "num_read": total, "num_samples": total, "num_rejected": 0},
-        **{"rejected_reasons": {}, "rejected_file": nothing, "axes": axes, "counts": {}, "job": {}, "shards": shards},
-        **{"identities": ["a", "b", "c"], "num_identities": 3},
-    )
 
 
 def members(catalog: Catalog) -> Iterator[tuple[int, dict[str, Any], bytes]]:
@@ -179,7 +176,7 @@ def test_one_folder_under_two_names_is_two_sets(folders: dict[str, Path]) -> Non
 def test_a_sample_costs_12_bytes_and_1_for_each_axis_2_with_many_values(tmp_path: Path) -> None:
     values = [UNKNOWN, *map(str, range(300))]
     catalog = open_catalog(
-        {"set": write_set(tmp_path, [table_of(300, age=range(1, 301), group=[0] * 300)], age=values)}
+        {"set": write_set(tmp_path / "set", [table_of(300, age=range(1, 301), group=[0] * 300)], age=values)}
     )
     assert catalog.label.nbytes + catalog.block.nbytes + catalog.size.nbytes == 12 * 300
     assert {axis: codes.nbytes for axis, codes in catalog.tags.items()} == {"age": 600, "group": 300}

@@ -76,12 +76,16 @@ def test_a_batch_has_the_promised_types_and_memory(catalog: Catalog) -> None:
     assert {(column.dtype, column.shape) for column in tensors} == {(torch.int64, (BATCH_SIZE,))}
 
 
-def test_encoders_take_float_images_from_minus_1_to_1_in_channels_last_memory() -> None:
-    levels = torch.arange(256, dtype=torch.uint8).repeat(3 * 4).reshape(4, 16, 16, 3).permute(0, 3, 1, 2)
-    images = normalised(levels)
+@pytest.mark.parametrize("device", [CPU, pytest.param(GPU, marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("shape", [(4, 16, 16, 3), (1, 256, 1, 3)])
+def test_encoders_take_float_images_from_minus_1_to_1_in_channels_last_memory(
+    shape: tuple[int, ...], device: torch.device
+) -> None:
+    levels = torch.arange(256, dtype=torch.uint8).repeat(12)[: int(np.prod(shape))].reshape(shape).permute(0, 3, 1, 2)
+    images = normalised(levels.to(device))
     assert images.dtype == torch.float32
     assert images.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(images, (levels.double() / 255 * 2 - 1).float())
+    assert torch.equal(images.cpu(), (levels.float() - 127.5) / 127.5)
     assert (images.min().item(), images.max().item()) == (-1, 1)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import reader, reference
+from pipeline import failures, reference
 from pipeline.augment import draw_steps
 from pipeline.augment_config import AugmentConfig
 from pipeline.catalog import Catalog, open_catalog
@@ -79,7 +79,7 @@ def test_each_set_is_augmented_as_its_part_of_the_mix_says(catalog: Catalog) -> 
 def test_a_graph_augments_as_opencv_does(catalog: Catalog, is_cached: bool, tmp_path: Path) -> None:
     """What happens on GPUs, on the CPU; with operations that are exact in both."""
     sets = {name: dict(one) for name, one in MIX["sets"].items()}
-    sets["drawn"]["augment"] = {"crop": 0.5, "erasing": 0.5, "photometric": {"probability": 0.5, "contrast": 0}}
+    sets["drawn"]["augment"] = {"crop": 0.5, "erasing": 0.5}
     plan = plan_of(catalog, {"sets": sets})
     loader = loader_of(plan, cache=tmp_path if is_cached else None)
     loader._maker._graph_augments = True
@@ -168,9 +168,9 @@ def plan_of_broken(catalog: Catalog, **mix: Any) -> Plan:
 
 def replaced(plan: Plan, number: int) -> list[int]:
     """The samples of a batch, as they should be once all that fail are known."""
-    failures = Failures(plan, ShardReader(plan.catalog), 100)
-    failures.look_for(np.arange(len(plan.catalog)))
-    return list(failures.replace(plan.batch(number)).tolist())
+    known = Failures(plan, ShardReader(plan.catalog), 100)
+    known.look_for(np.arange(len(plan.catalog)))
+    return list(known.replace(plan.batch(number)).tolist())
 
 
 @pytest.mark.parametrize("mix", [{}, {"per_identity": 2}], ids=["images", "identities"])
@@ -229,8 +229,19 @@ def test_more_failures_than_allowed_end_the_run(broken: Catalog, most: int) -> N
     loader.close()
 
 
-def truncate(path: Path) -> None:
-    os.truncate(path, 5000)
+def test_a_failure_that_no_image_is_to_blame_for_ends_the_run(broken: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "check", lambda _: None)
+    with pytest.raises(DataError, match="does not decode, though OpenCV decodes all; convert the set again"):
+        take(loader_of(plan_of_broken(broken)), 12)
+
+
+def grow(path: Path) -> None:
+    with path.open("ab") as stream:
+        stream.write(b"more")
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def exchange(path: Path) -> None:
@@ -239,11 +250,10 @@ def exchange(path: Path) -> None:
     other.replace(path)
 
 
-@pytest.mark.parametrize("harm", [truncate, exchange, Path.unlink])
+@pytest.mark.parametrize("harm", [grow, cut, exchange, Path.unlink])
 def test_a_shard_that_changes_under_a_run_ends_it_with_its_name(
-    harm: Callable[[Path], None], small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harm: Callable[[Path], None], small_set: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(reader, "LOOK_AGAIN_SECONDS", -1.0)
     folder = shutil.copytree(small_set, tmp_path / "set")
     plan = plan_of(open_catalog({"faces": folder}), {"sets": {"faces": {"path": "faces"}}}, batch_size=8)
     loader = loader_of(plan, prefetch=1, read_ahead=0)

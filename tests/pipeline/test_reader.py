@@ -82,11 +82,6 @@ def own_set(small_set: Path, tmp_path: Path) -> Path:
     return shutil.copytree(small_set, tmp_path / "own")
 
 
-@pytest.fixture
-def looking_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "LOOK_AGAIN_SECONDS", -1.0)
-
-
 def remove(path: Path) -> None:
     path.unlink()
 
@@ -120,7 +115,6 @@ HARMS = [
 ]
 
 
-@pytest.mark.usefixtures("looking_always")
 @pytest.mark.parametrize(("harm", "message"), HARMS)
 def test_a_shard_that_changes_while_it_is_in_use_is_noticed(
     own_set: Path, harm: Callable[[Path], None], message: str
@@ -133,7 +127,6 @@ def test_a_shard_that_changes_while_it_is_in_use_is_noticed(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.usefixtures("looking_always")
 @pytest.mark.parametrize("rewrite", ["renamed", "touched", "in place"])
 def test_a_shard_that_is_put_back_with_the_same_bytes_is_read_on(own_set: Path, rewrite: str) -> None:
     shards = ShardReader(open_catalog({"drawn": own_set}))
@@ -151,23 +144,12 @@ def test_a_shard_that_is_put_back_with_the_same_bytes_is_read_on(own_set: Path, 
     assert [bytes(view) for view in held] == before
 
 
-def test_between_looks_a_shard_is_not_looked_at(own_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "LOOK_AGAIN_SECONDS", 3600.0)
-    shards = ShardReader(open_catalog({"drawn": own_set}))
-    before = [bytes(view) for view in shards.read(np.arange(32))]
-    (own_set / "000001.tar").unlink()
-    assert [bytes(view) for view in shards.read(np.arange(32))] == before
-    with pytest.raises(DataError, match=r"000001.tar cannot be read"):
-        shards.verify(np.arange(32))
-
-
 def damage_unseen(path: Path) -> None:
     """Change a byte in the middle and nothing that a look would show."""
     edit(path)
     os.utime(path, ns=(0, 0))
 
 
-@pytest.mark.usefixtures("looking_always")
 def test_a_shard_of_the_right_size_is_taken_unless_hashes_are_asked_for(own_set: Path) -> None:
     damage_unseen(own_set / "000002.tar")
     catalog = open_catalog({"drawn": own_set})
