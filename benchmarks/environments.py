@@ -11,12 +11,17 @@ from pathlib import Path
 
 ENVIRONMENTS = Path(__file__).parents[1] / ".oracles"
 _PYTHON = "3.11"
+_MXNET = [
+    *("mxnet==1.9.1", "numpy==1.23.5", "graphviz==0.8.4", "requests==2.34.2", "urllib3==2.8.0", "idna==3.20"),
+    *("certifi==2026.10.19.post1", "charset-normalizer==3.5.3"),
+]
 _PACKAGES = {
-    "mxnet": [
-        "mxnet==1.9.1",
-        *("numpy==1.23.5", "graphviz==0.8.4", "requests==2.34.2", "urllib3==2.8.0", "idna==3.20"),
-        *("certifi==2026.10.19.post1", "charset-normalizer==3.5.3"),
+    "mxnet": _MXNET,
+    "insightface": [
+        *(*_MXNET, "torch==2.13.0", "typing_extensions==4.16.0", "filelock==4.2.11", "sympy==1.14.0", "mpmath==1.3.0"),
+        *("networkx==3.6.1", "Jinja2==3.1.6", "MarkupSafe==3.0.4", "fsspec==2026.9.0"),
     ],
+    "spdl": ["spdl==0.8.0", "spdl_core==0.8.0", "spdl_io==0.8.0", "simplejpeg==1.9.0", "numpy==2.1.3"],
     "mds": [
         "mosaicml-streaming==0.13.0",
         *("numpy==2.1.3", "xxhash==3.6.0", "Brotli==1.2.1", "zstd==1.5.7.2", "python-snappy==0.7.3"),

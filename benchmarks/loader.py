@@ -1,100 +1,132 @@
-"""What does an image cost through FaceLoader, beside decoding alone and DALI's own WebDataset reader?
+"""What does an image cost on its way into a batch, beside decoding alone and the loaders that people use now?
 
-Peers deliver decoded, flipped, normalised float32 images; the limit only decodes, on all cores.
+Three tables: loaders that flip; augmentation, as what it adds to a loader's cost; and where our loader's time goes.
+Every peer runs in a process of its own and takes its turn in every round.
 """
 
-import os
+import json
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
-from nvidia.dali import fn, pipeline_def, types
-
-from benchmarks.timing import compare, print_costs
-from pipeline.catalog import Catalog, open_catalog
-from pipeline.config import AugmentConfig, LoaderConfig, MixConfig
-from pipeline.loader import FaceLoader
-from pipeline.plan import Plan
-from pipeline.reader import ShardReader
+from benchmarks.environments import Unbuildable, environment_python
+from benchmarks.loader_peers import BATCH, THREADS, Data, face_loader
+from benchmarks.timing import Cost, Run, print_costs, take_turns
+from pipeline.stats import STAGES, Throughput
 from shardgen.config import ShardConfig
 from shardgen.convert import convert
-from shardgen.inputs.folders import open_folder
-from shardgen.procedural import draw_folder
+from shardgen.inputs.records import open_recordio
+from shardgen.procedural import draw_face, encode
+from shardgen.recordio import write_insightface
 from shardgen.tags import no_tags
 
-BATCH = 256
+_ROOT = Path(__file__).parents[1]
+_LIMIT = "decoding alone (libjpeg-turbo)"
+_OURS = "FaceLoader"
+_OURS_FLOAT = f"{_OURS}, then float32"
+_DALI = "DALI webdataset reader"
+_LOADERS = {  # row of the table -> (peer, environment or "" for our own)
+    _LIMIT: ("limit", ""),
+    _OURS: ("facemix", ""),
+    _OURS_FLOAT: ("facemix float", ""),
+    f"{_OURS}, second pass from its cache": ("facemix cached", ""),
+    _DALI: ("dali webdataset", ""),
+    f"{_DALI}, float32": ("dali webdataset float", ""),
+    "DALI mxnet reader": ("dali mxnet", ""),
+    "SPDL + simplejpeg": ("spdl", "spdl"),
+    "torch DataLoader + webdataset, simplejpeg": ("torch webdataset", ""),
+    "torch DataLoader + webdataset, OpenCV, float32": ("torch webdataset float", ""),
+    "InsightFace's data set in a torch DataLoader, float32": ("insightface", "insightface"),
+}
+_AUGMENTED = {  # augmentation -> (our peer, the usual way)
+    "RandAugment(4, 16)": ("facemix randaugment", "torch pil randaugment"),
+    "AdaFace's set": ("facemix adaface", "torch pil adaface"),
+}
 
 
 def main(smoke: bool = False) -> None:
-    """Print the table; `smoke` only shows that it runs."""
-    images = BATCH if smoke else 16 * BATCH
+    """Print the tables; `smoke` only shows that they come about, with the environments that are there."""
+    images, distinct, rounds = (BATCH, 40, 1) if smoke else (32 * BATCH, 2000, 5)
     with tempfile.TemporaryDirectory() as folder:
-        shards = _make_set(Path(folder), images)
-        catalog = open_catalog({"drawn": shards})
-        threads = os.cpu_count() or 1
-        peers = {
-            "decoding alone (OpenCV)": _decode_only(catalog, threads),
-            "FaceLoader": _face_loader(catalog, shards, images, threads),
-            "DALI webdataset reader": _dali_reader(shards, images, threads),
-        }
-        costs = compare(peers, rounds=1 if smoke else 7)
-    print_costs(f"{images} JPEGs of 112x112, {threads} threads, per image", costs, "decoding alone (OpenCV)")
+        data, image_bytes = _make_data(Path(folder), images, distinct)
+        costs = take_turns(dict(_peers(data, build=not smoke)), rounds)
+        stages = {augment: _stages(data, augment) for augment in ("flip", "randaugment", "adaface")}
+    loaders = {row: cost for row, cost in costs.items() if row in _LOADERS}
+    title = f"{images} JPEGs of 112x112, {image_bytes:.0f} bytes on average"
+    print_costs(f"{title}, batches of {BATCH}, {THREADS} threads, per image", loaders, _LIMIT)
+    _print_ratios(loaders)
+    _print_augmented(costs)
+    _print_stages(stages)
 
 
-def _make_set(folder: Path, images: int) -> Path:
-    draw_folder(folder / "raw", 0, range(images // 8), range(8))
-    source = open_folder(folder / "raw" / "images")
-    convert(source, no_tags(len(source)), folder / "set", ShardConfig(name="drawn", origin="synthetic"))
-    return folder / "set"
+def _make_data(folder: Path, images: int, distinct: int) -> tuple[Data, float]:
+    """Write drawn faces, which repeat, as a `.rec` and as a shard set; return them and an image's mean size."""
+    faces = [encode(draw_face(0, *divmod(face, 8))) for face in range(distinct)]
+    write_insightface(
+        folder, ([faces[(first + image) % distinct] for image in range(8)] for first in range(0, images, 8))
+    )
+    source = open_recordio(folder / "train.rec")
+    config = ShardConfig(name="drawn", origin="synthetic", check="header", shard_samples=images // 8)
+    convert(source, no_tags(len(source)), folder / "set", config)
+    return Data(folder / "set", folder / "train.rec", images), sum(map(len, faces)) / distinct
 
 
-def _decode_only(catalog: Catalog, threads: int) -> Callable[[], int]:
-    encoded = ShardReader(catalog).read(np.arange(len(catalog)))
-    pool = ThreadPoolExecutor(threads)
-
-    def run() -> int:
-        return sum(image is not None for image in pool.map(lambda one: cv2.imdecode(one, cv2.IMREAD_COLOR), encoded))
-
-    return run
-
-
-def _face_loader(catalog: Catalog, shards: Path, images: int, threads: int) -> Callable[[], int]:
-    mix = MixConfig.model_validate({"sets": {"drawn": {"path": shards}}})
-    plan = Plan(catalog, mix, seed=0, batch_size=BATCH)
-    config = LoaderConfig(batch_size=BATCH, threads=threads)
-    loader = FaceLoader(plan, AugmentConfig(), config, torch.device("cpu"))
-
-    def run() -> int:
-        return sum(len(batch.images) for batch in islice(loader, images // BATCH))
-
-    return run
+def _peers(data: Data, build: bool) -> Iterator[tuple[str, Callable[[], Run]]]:
+    """Yield every peer that can run here, by its row in a table."""
+    for row, (peer, environment) in _LOADERS.items():
+        try:
+            python = environment_python(environment, build=build) if environment else Path(sys.executable)
+        except Unbuildable as error:
+            print(f"{row} is left out: {error}")
+            continue
+        yield row, partial(_run, peer, data, python)
+    for ours, usual in _AUGMENTED.values():
+        yield from ((peer, partial(_run, peer, data, Path(sys.executable))) for peer in (ours, usual))
 
 
-def _dali_reader(shards: Path, images: int, threads: int) -> Callable[[], int]:
-    @pipeline_def(batch_size=BATCH, num_threads=threads, device_id=None)  # type: ignore[untyped-decorator]
-    def graph() -> object:
-        encoded, _ = fn.readers.webdataset(  # type: ignore[misc]
-            paths=[str(tar) for tar in sorted(shards.glob("*.tar"))],
-            index_paths=[str(index) for index in sorted(shards.glob("*.idx"))],
-            ext=["jpg", "json"],
-            random_shuffle=True,
-            missing_component_behavior="error",
-        )
-        decoded = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
-        flip = fn.random.coin_flip()
-        return fn.crop_mirror_normalize(
-            decoded, mirror=flip, dtype=types.FLOAT, output_layout="HWC", mean=[127.5] * 3, std=[127.5] * 3
-        )
+def _run(peer: str, data: Data, python: Path) -> Run:
+    arguments = [peer, str(data.shards), str(data.rec), str(data.images)]
+    command = [str(python), "-W", "ignore", "-m", "benchmarks.loader_peers", *arguments]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{peer} failed: {done.stderr[-2000:]}")
+    return Run(**json.loads(done.stdout.splitlines()[-1]))
 
-    pipe = graph()
-    pipe.build()
 
-    def run() -> int:
-        return sum(len(pipe.run()[0]) for _ in range(images // BATCH))
+def _print_ratios(costs: Mapping[str, Cost]) -> None:
+    """Print what a peer's image costs by what ours does, each with the same thing in the batch."""
+    print(f"\nCPU time by that of {_OURS} with the same type of batch:\n")
+    for row, cost in costs.items():
+        ours = costs[_OURS_FLOAT if row.endswith("float32") else _OURS]
+        print(f"- {row}: {cost.cpu_us / ours.cpu_us:.2f}")
 
-    return run
+
+def _print_augmented(costs: Mapping[str, Cost]) -> None:
+    print("\n| augmentation | FaceLoader, CPU us | of it augmentation | torch DataLoader + PIL, CPU us | ratio |")
+    print("|---|--:|--:|--:|--:|")
+    for name, (ours, usual) in _AUGMENTED.items():
+        cost, plain, peer = costs[ours].cpu_us, costs[_OURS].cpu_us, costs[usual].cpu_us
+        print(f"| {name} | {cost:.0f} | {cost - plain:.0f} | {peer:.0f} | {peer / cost:.2f} |")
+
+
+def _stages(data: Data, augment: str) -> Throughput:
+    """Take each image twice as fast as they come, and return what the second time cost."""
+    loader = face_loader(data, augment)
+    snapshots: list[Throughput] = []
+    for _ in range(2):
+        for _ in range(data.images // BATCH):
+            next(loader)
+        snapshots.append(loader.stats())
+    loader.close()
+    return snapshots[1] - snapshots[0]
+
+
+def _print_stages(stages: Mapping[str, Throughput]) -> None:
+    print(f"\nWhere {_OURS}'s making thread is; decode is waiting for DALI's threads, so near 1 they are the limit\n")
+    print(f"| augment | img/s | waiting | {' | '.join(STAGES)} |\n|---|--:|--:|{'--:|' * len(STAGES)}")
+    for augment, cost in stages.items():
+        shares = " | ".join(f"{cost.occupancy[stage]:.2f}" for stage in STAGES)
+        print(f"| {augment} | {cost.images_per_second:.0f} | {cost.waiting_share:.2f} | {shares} |")

@@ -22,6 +22,8 @@ from pipeline.members import Identities, Images, Members, Rows, Windows
 from shardgen.errors import UsageError
 from shardgen.tags import UNKNOWN
 
+_BLOCK = 1 << 20
+
 Values = tuple[str, ...]
 """A group: a value for each entry of `balance`, a/b where the entry is a combination of axes."""
 Balance = Mapping[str, str | Mapping[str, Fraction]]
@@ -114,10 +116,16 @@ class _Choice:
         """Return the sample ids of each group, rising."""
         if list(self._counts.values()) == [len(self._ids)]:
             return dict.fromkeys(self._counts, self._ids)
-        order = np.argsort(self._codes, kind="stable")  # of 8 or 16 bits, so a radix sort
-        order += self._ids.start
-        ends = np.cumsum(list(self._counts.values()))
-        return dict(zip(self._counts, np.split(order[: ends[-1]].astype(np.uint32), ends[:-1]), strict=True))
+        numbers = {values: number for number, values in enumerate(self._groups)}
+        return {values: self._ids_of(numbers[values], count) for values, count in self._counts.items()}
+
+    def _ids_of(self, group: int, count: int) -> npt.NDArray[np.uint32]:
+        ids, found = np.empty(count, np.uint32), 0
+        for start in range(0, len(self._codes), _BLOCK):  # positions are made as int64
+            positions = np.flatnonzero(self._codes[start : start + _BLOCK] == group)
+            ids[found : found + len(positions)] = positions + (self._ids.start + start)
+            found += len(positions)
+        return ids
 
     def _labels(self) -> caps.Labels:
         labels = self._catalog.label[self._ids.start : self._ids.stop]

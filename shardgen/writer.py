@@ -30,6 +30,9 @@ from shardgen.tags import Tags
 from shardgen.tar import TarWriter
 
 _BLOCK_BYTES = 1 << 20
+_DISTINCT_NUMBERS = ("offset", "size", "identity")
+_DISTINCT = frozenset({*_DISTINCT_NUMBERS, "key", "content_hash", "source"})
+"""Columns that hardly repeat themselves: as dictionaries they take half again as much space and time."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,9 @@ def _table(job: ShardJob, rows: _Rows) -> pa.Table:
 def table_bytes(table: pa.Table) -> bytes:
     """Return a shard table's parquet file."""
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
+    repeated = [name for name in table.column_names if name not in _DISTINCT]
+    encodings = dict.fromkeys(_DISTINCT_NUMBERS, "DELTA_BINARY_PACKED")
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=repeated, column_encoding=encodings)
     content: bytes = buffer.getvalue().to_pybytes()
     return content
 

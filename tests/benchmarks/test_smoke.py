@@ -4,7 +4,7 @@ import pytest
 
 from tests.support import ROOT, facemix
 
-HELPERS = ("__init__", "environments", "peers", "timing")
+HELPERS = ("__init__", "environments", "loader_peers", "peers", "pil_augment", "simulated", "timing")
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in HELPERS)
 
 
@@ -12,4 +12,4 @@ NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.
 def test_a_benchmark_prints_its_table(name: str) -> None:
     done = facemix("bench", name, "--smoke")
     assert done.returncode == 0, done.stderr
-    assert "| CPU us |" in done.stdout
+    assert "|--:|" in done.stdout
