@@ -172,10 +172,14 @@ def _torch_webdataset(data: Data, as_float: bool) -> Work:
 
 
 def _torch_pil(data: Data, augment: str) -> Work:
-    """A data set of files in memory, decoded and augmented by PIL in the workers of a DataLoader: torchvision's way."""
+    """A data set of files in memory, decoded and augmented by PIL in the workers of a DataLoader, then a float tensor.
+
+    So do the published systems, with torchvision's `ToTensor` and `Normalize` in the end.
+    """
     from io import BytesIO
 
     import numpy as np
+    import torch
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
 
@@ -188,7 +192,8 @@ def _torch_pil(data: Data, augment: str) -> Work:
             return len(encoded)
 
         def __getitem__(self, index: int) -> Any:
-            return np.asarray(change(Image.open(BytesIO(encoded[index])).convert("RGB")))
+            image = np.array(change(Image.open(BytesIO(encoded[index])).convert("RGB")))
+            return torch.from_numpy(image).permute(2, 0, 1).contiguous().float().div_(255).sub_(0.5).div_(0.5)
 
     loader: DataLoader[Any] = DataLoader(Faces(), batch_size=BATCH, shuffle=True, num_workers=THREADS)
     return lambda: sum(len(images) for images in loader)
@@ -260,8 +265,8 @@ PEERS: Mapping[str, Callable[[Data], Work]] = {
     "facemix": _facemix,
     "facemix float": partial(_facemix, as_float=True),
     "facemix cached": partial(_facemix, cached=True),
-    "facemix randaugment": partial(_facemix, augment="randaugment"),
-    "facemix adaface": partial(_facemix, augment="adaface"),
+    "facemix randaugment": partial(_facemix, augment="randaugment", as_float=True),
+    "facemix adaface": partial(_facemix, augment="adaface", as_float=True),
     "dali webdataset": _dali_webdataset,
     "dali webdataset float": partial(_dali_webdataset, as_float=True),
     "dali mxnet": _dali_mxnet,
