@@ -186,6 +186,21 @@ def evaluate(
     click.echo("\n".join([*result.lines(), f"report: {page}"]))
 
 
+@commands.export.command(name="onnx")
+@click.argument("encoder", metavar="RUN|CHECKPOINT", type=PATH)
+@click.argument("out", metavar="FILE.onnx", type=PATH)
+def export_to_onnx(encoder: Path, out: Path) -> None:
+    """Write a trained encoder for whatever runs faces without PyTorch."""
+    import torch
+
+    from train.encoder import load_encoder
+    from train.onnx import export_onnx
+
+    trained = load_encoder(encoder, torch.device("cpu"))
+    export_onnx(trained.network, out, trained.loader.image_size)
+    click.echo(f"{out}: {trained.description}; input [batch, 3, size, size] in [-1, 1], RGB")
+
+
 @cli.command()
 @click.argument("name", type=click.Choice(["loader", "plan", "shard"]))
 @click.option("--smoke", is_flag=True, help="Only show that it runs.")

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
+import numpy as np
+import onnxruntime
 import pytest
 import yaml
+from PIL import Image
 
 from shardgen.procedural import draw_bin, draw_folder, draw_recordio
 from tests.support import ROOT, facemix, make_set
@@ -60,11 +62,21 @@ def error_line(done: subprocess.CompletedProcess[str], code: int) -> str:
     return lines[0]
 
 
+def test_a_trained_encoder_goes_to_onnx(trained: Path, tmp_path: Path) -> None:
+    done = facemix("export", "onnx", trained, tmp_path / "encoder.onnx")
+    assert done.returncode == 0, done.stderr
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx")
+    (embedding,) = session.run(None, {"input": np.zeros((3, 3, 32, 32), np.float32)})
+    assert embedding.shape == (3, 16)
+    assert "facemix: " in error_line(facemix("export", "onnx", tmp_path, tmp_path / "other.onnx"), 1)
+
+
 def test_a_plan_can_show_its_images_and_leave_a_real_only_recipe(recipe: Path, tmp_path: Path) -> None:
     sheet, twin = tmp_path / "sheet.png", tmp_path / "twin.yaml"
     done = facemix("plan", recipe, "augment=adaface", "--sheet", sheet, "--real-only", twin)
     assert done.returncode == 0, done.stderr
-    assert cv2.imread(str(sheet)).shape[0] == 4 * 32
+    with Image.open(sheet) as picture:
+        assert picture.height == 4 * 32
     planned = json.loads(facemix("plan", twin, "--json").stdout)
     assert [row["stratum"] for row in planned["phases"][0]["strata"]] == ["one"]
     assert yaml.safe_load(twin.read_text())["name"] == "tiny_real_only"

@@ -6,10 +6,10 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.augment_config import AugmentConfig
 from pipeline.config import LoaderConfig, MixConfig
@@ -23,23 +23,129 @@ class _Config(BaseModel):
 class EncoderConfig(_Config):
     """The network from a face to its embedding."""
 
-    backbone: Literal["iresnet_mini", "iresnet18", "iresnet34", "iresnet50", "iresnet100"] = "iresnet50"
-    """iresnet_mini, for CPUs, has one block a stage, half the width, and starts at half the resolution."""
+    backbone: Literal[
+        "iresnet_mini",
+        "iresnet18",
+        "iresnet34",
+        "iresnet50",
+        "iresnet100",
+        "iresnet200",
+        "ir18",
+        "ir34",
+        "ir50",
+        "ir101",
+        "mobilefacenet",
+        "vit_t",
+        "vit_s",
+        "vit_b",
+    ] = "iresnet50"
+    """InsightFace's; ir* are AdaFace's and CVLface's. iresnet_mini, for CPUs, has one block a stage, half the width,
+    and starts at half the resolution."""
     embedding_size: int = Field(default=512, ge=2)
     """Length of an embedding."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout before the last linear layer; Fraunhofer's recipes use 0.4."""
+    squeeze_excitation: bool | Literal["shortcut"] = False
+    """Weigh channels in every block (IR-SE), or, as Vec2Face's training code does, only on each stage's shortcut."""
+    pretrained: Path | None = None
+    """Weights to start from: of InsightFace, AdaFace, CVLface, or a checkpoint of facemix."""
+
+    @model_validator(mode="after")
+    def _only_residual_networks_have_options(self) -> "EncoderConfig":
+        if (self.dropout or self.squeeze_excitation) and not self.backbone.startswith("ir"):
+            raise ValueError(f"{self.backbone} has no dropout and no squeeze_excitation; leave both out")
+        return self
 
 
 class HeadConfig(_Config):
-    """The margin softmax that training classifies identities with."""
+    """The margin softmax that training classifies identities with.
 
-    kind: Literal["cosface", "arcface"] = "cosface"
-    """CosFace (Wang et al., CVPR 2018) or ArcFace (Deng et al., CVPR 2019)."""
+    A parameter that is not given is the published one; one that the kind does not have stays null.
+    """
+
+    published: ClassVar[Mapping[str, Mapping[str, float]]] = {
+        "cosface": {"margin": 0.35},
+        "arcface": {"margin": 0.5},
+        "combined": {"m1": 1.0, "m2": 0.3, "m3": 0.2},
+        "elastic_arc": {"margin": 0.5, "margin_std": 0.05},
+        "elastic_arc_plus": {"margin": 0.5, "margin_std": 0.0175},
+        "elastic_cos": {"margin": 0.35, "margin_std": 0.05},
+        "elastic_cos_plus": {"margin": 0.35, "margin_std": 0.02},
+        "adaface": {"margin": 0.4, "h": 0.333, "t_alpha": 0.01},
+        "curricularface": {"margin": 0.5, "t_alpha": 0.01},
+        "magface": {"l_a": 10.0, "u_a": 110.0, "l_margin": 0.45, "u_margin": 0.8, "lambda_g": 35.0},
+    }
+
+    kind: Literal[
+        "cosface",
+        "arcface",
+        "combined",
+        "elastic_arc",
+        "elastic_arc_plus",
+        "elastic_cos",
+        "elastic_cos_plus",
+        "adaface",
+        "curricularface",
+        "magface",
+    ] = "cosface"
+    """The margin; train/margins.py has their formulas and papers."""
     scale: float = Field(default=64.0, gt=0)
     """Factor s on the cosines."""
-    margin: float = Field(default=0.35, ge=0)
-    """Margin m: on the cosine (CosFace) or the angle in radians (ArcFace)."""
+    margin: float | None = Field(default=None, ge=0)
+    """Margin m: on the cosine (cosface, elastic_cos), on the angle in radians (the others)."""
+    margin_std: float | None = Field(default=None, ge=0)
+    """Standard deviation of an elastic margin."""
+    m1: float | None = Field(default=None, gt=0)
+    """Combined margin: factor on the angle."""
+    m2: float | None = Field(default=None, ge=0)
+    """Combined margin: added to the angle, in radians."""
+    m3: float | None = Field(default=None, ge=0)
+    """Combined margin: subtracted from the cosine."""
+    h: float | None = Field(default=None, ge=0)
+    """AdaFace: how far one standard deviation of the norms moves the margin."""
+    t_alpha: float | None = Field(default=None, gt=0, le=1)
+    """Share of a new batch in the running statistics (adaface: of norms, curricularface: of cosines)."""
+    l_a: float | None = Field(default=None, gt=0)
+    """MagFace: smallest norm told apart."""
+    u_a: float | None = Field(default=None, gt=0)
+    """MagFace: largest norm told apart, above l_a."""
+    l_margin: float | None = Field(default=None, ge=0)
+    """MagFace: margin at l_a, in radians."""
+    u_margin: float | None = Field(default=None, ge=0)
+    """MagFace: margin at u_a, in radians."""
+    lambda_g: float | None = Field(default=None, ge=0)
+    """MagFace: weight of the penalty on small norms; 35 in the paper, 20 in some of the authors' runs."""
+    split: bool = False
+    """Split the identities over the processes (PartialFC), instead of keeping all centres in each."""
+    sampled: float = Field(default=1.0, gt=0, le=1)
+    """Share of the identities that a step compares with, drawn anew each time; below 1 only if split."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, given: Any) -> Any:
+        """Fill in the parameters of the kind; refuse those of others."""
+        kind = str(given.get("kind", "cosface")) if isinstance(given, Mapping) else ""
+        if kind not in cls.published:
+            return given
+        own, known = cls.published[kind], {name for each in cls.published.values() for name in each}
+        given = {key: value for key, value in given.items() if value is not None or key not in known}
+        foreign = sorted(known & given.keys() - own.keys())
+        if foreign:
+            raise ValueError(f"{kind} has no parameter {foreign[0]}; it has {', '.join(own)}")
+        return {**own, **given}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "HeadConfig":
+        if self.l_a is not None and self.u_a is not None and self.l_a >= self.u_a:
+            raise ValueError(f"l_a is {self.l_a} and u_a {self.u_a}; u_a must be larger")
+        if self.sampled < 1 and not self.split:
+            raise ValueError(f"sampled is {self.sampled}, which needs split=true")
+        return self
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """What the kind's margin is made of."""
+        return {name: getattr(self, name) for name in self.published[self.kind]}
 
 
 class OptimizerConfig(_Config):

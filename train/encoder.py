@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from pipeline.config import LoaderConfig
 from train import checkpoint
-from train.backbones import IResNet, make_encoder
+from train.backbones import make_encoder
 from train.config import Recipe
 
 
@@ -15,7 +16,7 @@ from train.config import Recipe
 class TrainedEncoder:
     """An encoder with what it was trained on."""
 
-    network: IResNet
+    network: nn.Module
     loader: LoaderConfig
     """How its training images were made; images to embed are made likewise."""
     description: str

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from shardgen.errors import DataError, UsageError
 from train import checkpoint
-from train.backbones import IResNet, make_encoder
+from train.backbones import make_encoder
 from train.config import Recipe
 from train.encoder import load_encoder
 
@@ -25,7 +26,7 @@ RECIPE = Recipe.model_validate(
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def save(run: Path, step: int) -> tuple[Path, IResNet]:
+def save(run: Path, step: int) -> tuple[Path, nn.Module]:
     torch.manual_seed(step)
     encoder = make_encoder(RECIPE.encoder, RECIPE.loader.image_size)
     encoder(torch.rand(4, 3, 32, 32))  # so that batch norm has a record of its own
