@@ -10,7 +10,7 @@ import math
 import platform
 import signal
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -21,7 +21,6 @@ from typing import Any, cast
 import torch
 import yaml
 from torch import nn
-from torch.nn import functional
 
 from pipeline.hashing import derive_key
 from pipeline.loader import Batch, FaceLoader, normalised, resolve_device
@@ -29,12 +28,14 @@ from pipeline.plan import Plan, open_plan
 from shardgen.errors import DataError, UsageError
 from shardgen.files import write_durably
 from train import checkpoint
-from train.backbones import IResNet, make_encoder
+from train.backbones import make_encoder
 from train.config import Recipe, differences
 from train.distributed import World, any_rank, join, leave, replicate, this_world
 from train.heads import MarginHead
 from train.metrics import Reporter
+from train.partial_fc import PartialFC
 from train.schedule import lr_factor
+from train.weights import load_weights
 
 _log = logging.getLogger("facemix.train")
 
@@ -56,9 +57,9 @@ class RunResult:
 
 
 class Recogniser(nn.Module):
-    """Encoder and heads as one module, so that all are replicated together."""
+    """Encoder and heads as one module, so that they can be replicated together."""
 
-    def __init__(self, encoder: IResNet, heads: Sequence[MarginHead]) -> None:
+    def __init__(self, encoder: nn.Module, heads: Iterable[nn.Module]) -> None:
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleList(heads)
@@ -70,23 +71,24 @@ class Recogniser(nn.Module):
             loss: torch.Tensor = self.heads[0](embeddings, labels)
             return loss
         # A head without a sample here takes part all the same: other ranks wait for its gradient.
-        own = [(head, sets == number) for number, head in enumerate(cast("Iterable[MarginHead]", self.heads))]
-        with torch.autocast(embeddings.device.type, enabled=False):
-            sums = [_summed_loss(head, embeddings[rows].float(), labels[rows]) for head, rows in own]
+        heads = enumerate(cast("Iterable[MarginHead | PartialFC]", self.heads))
+        own = [(head, sets == number) for number, head in heads]
+        sums = [head.losses(embeddings[rows], labels[rows]).sum() for head, rows in own]
         return torch.stack(sums).sum() / len(labels)
-
-
-def _summed_loss(head: MarginHead, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(head.logits(embeddings, labels), labels, reduction="sum")
 
 
 def train(recipe: Recipe, *, resume: bool = False, stop_at: int | None = None) -> RunResult:
     """Train as the recipe says, in its run folder, until the end, a signal, or step `stop_at`.
 
     Raises `UsageError` when the folder holds a run already and `resume` is not asked for, or another
-    recipe's run when it is.
+    recipe's run when it is; or when the heads of several sets are to be split over processes.
     """
     world = this_world()
+    if recipe.head.split and recipe.mix.labels == "separate" and world.world_size > 1:
+        raise UsageError(
+            f"head.split is true with mix.labels separate in {world.world_size} processes: a split head needs as many "
+            "faces from each, and their faces per set differ; set head.split=false, or train in one process"
+        )
     device = resolve_device(recipe.loader.device, world.local_rank)
     run = recipe.run_folder
     latest = _latest_checkpoint(run, recipe, resume)
@@ -96,6 +98,8 @@ def train(recipe: Recipe, *, resume: bool = False, stop_at: int | None = None) -
         trainer = Trainer(recipe, plan, world, device)
         if latest is not None:
             trainer.load_state_dict(latest)
+        elif recipe.encoder.pretrained is not None:
+            trainer.load_pretrained(recipe.encoder.pretrained)
         if world.rank == 0:
             _describe(run, recipe, device)
             if resume:
@@ -156,12 +160,14 @@ class Trainer:
         self._world = world
         self._device = device
         self._dtype = autocast_dtype(recipe, device)
-        encoder = make_encoder(recipe.encoder, recipe.loader.image_size)
-        heads = [MarginHead(recipe.head, recipe.encoder.embedding_size, number) for number in plan.num_classes]
-        self._model = Recogniser(encoder, heads).to(device).train()
+        self._encoder = make_encoder(recipe.encoder, recipe.loader.image_size).to(device)
+        self._heads = nn.ModuleList(_make_head(recipe, number, world) for number in plan.num_classes).to(device)
         if recipe.training.compile:
-            self._model.encoder.compile()
-        self._replica = replicate(self._model, world, device)
+            self._encoder.compile()
+        if recipe.head.split:  # such heads are no replicas, and exchange what they need themselves
+            self._model: nn.Module = Recogniser(replicate(self._encoder, world, device), self._heads)
+        else:
+            self._model = replicate(Recogniser(self._encoder, self._heads), world, device)
         self._optimizer = torch.optim.SGD(
             [parameter for parameter in self._model.parameters() if parameter.requires_grad],
             lr=recipe.optimizer.lr,
@@ -170,6 +176,10 @@ class Trainer:
             fused=True,
         )
         self._loader = FaceLoader(plan, recipe.augment, recipe.loader, device, world.rank, world.world_size)
+
+    def load_pretrained(self, path: Path) -> None:
+        """Begin with an encoder's weights from a file; raise as `load_weights` does."""
+        load_weights(self._encoder, path)
 
     def run(self, stop_at: int | None) -> int:
         """Take steps until the last, `stop_at` or a signal; save; return the number of steps done."""
@@ -196,10 +206,10 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr()
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
-            loss: torch.Tensor = self._replica(normalised(batch.images), batch.labels, batch.sets)
+            loss: torch.Tensor = self._model(normalised(batch.images), batch.labels, batch.sets)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._model.encoder.parameters(), self._recipe.optimizer.clip_norm)
+        nn.utils.clip_grad_norm_(self._encoder.parameters(), self._recipe.optimizer.clip_norm)
         self._optimizer.step()
         self.step += 1
         return loss.detach()
@@ -223,31 +233,53 @@ class Trainer:
         }
 
     def _save(self) -> None:
-        if self._world.rank == 0 and self.step != self._saved_at:
-            if not all(parameter.isfinite().all() for parameter in self._model.parameters()):
-                raise DataError(f"weights at step {self.step} are not finite: training diverged; lower optimizer.lr")
+        if self.step == self._saved_at:
+            return
+        finite = all(parameter.isfinite().all() for parameter in self._model.parameters())
+        if any_rank(not finite, self._world):
+            raise DataError(f"weights at step {self.step} are not finite: training diverged; lower optimizer.lr")
+        state = self.state_dict()
+        if self._world.rank == 0:
             folder = self._recipe.run_folder / "checkpoints"
-            checkpoint.save(folder, self.step, self.state_dict(), self._recipe.training.keep_checkpoints)
-            self._saved_at = self.step
+            checkpoint.save(folder, self.step, state, self._recipe.training.keep_checkpoints)
+        self._saved_at = self.step
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next steps depend on."""
+        """Return all that the next steps depend on, in a world of any size; all ranks must ask."""
         return {
             "step": self.step,
             "recipe": self._recipe.model_dump(mode="json"),
-            "encoder": self._model.encoder.state_dict(),
-            "heads": self._model.heads.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "encoder": self._encoder.state_dict(),
+            "heads": self._heads.state_dict(),
+            "optimizer": self._with_split_momenta(self._optimizer.state_dict(), PartialFC.gather),
             "loader": self._loader.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stand where the saved run stood; raise `UsageError` when its data were others."""
         self._loader.load_state_dict(state["loader"])
-        self._model.encoder.load_state_dict(state["encoder"])
-        self._model.heads.load_state_dict(state["heads"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._encoder.load_state_dict(state["encoder"])
+        self._heads.load_state_dict(state["heads"])
+        self._optimizer.load_state_dict(self._with_split_momenta(state["optimizer"], PartialFC.own))
         self.step = self._saved_at = state["step"]
+
+    def _with_split_momenta(
+        self, optimizer: Mapping[str, Any], change: Callable[[PartialFC, torch.Tensor], torch.Tensor]
+    ) -> dict[str, Any]:
+        """Return an optimiser's state with the momenta of split heads gathered, or cut to this rank's."""
+        state = dict(optimizer["state"])
+        first = len(optimizer["param_groups"][0]["params"]) - len(self._heads)  # a weight each, after the encoder's
+        for index, head in enumerate(self._heads, first):
+            if isinstance(head, PartialFC) and index in state:
+                state[index] = {name: change(head, rows) for name, rows in state[index].items()}
+        return {**optimizer, "state": state}
+
+
+def _make_head(recipe: Recipe, num_identities: int, world: World) -> nn.Module:
+    size = recipe.encoder.embedding_size
+    if recipe.head.split:
+        return PartialFC(recipe.head, size, num_identities, world)
+    return MarginHead(recipe.head, size, num_identities)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Two processes train what one would, on the same batches."""
 
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -15,10 +17,11 @@ from torch import nn
 
 from pipeline.loader import FaceLoader, normalised
 from pipeline.plan import open_plan
+from shardgen.errors import DataError
 from tests.support import ROOT, make_set
 from train import checkpoint
 from train.backbones import make_encoder
-from train.config import Recipe
+from train.config import HeadConfig, Recipe
 from train.distributed import World, replicate, this_world
 from train.heads import MarginHead
 from train.loop import Recogniser, train
@@ -36,7 +39,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     folder = tmp_path_factory.mktemp("sets")
     sets = {
         "photos": {"path": str(make_set(folder / "photos", range(4), 4)), "share": 0.5},
-        "renders": {"path": str(make_set(folder / "renders", range(4, 8), 4, origin="synthetic")), "share": 0.5},
+        "renders": {"path": str(make_set(folder / "renders", range(4, 7), 4, origin="synthetic")), "share": 0.5},
     }
     return Recipe.model_validate(
         {
@@ -118,16 +121,79 @@ def test_two_processes_do_what_data_parallelism_means(recipe: Recipe, tmp_path: 
     assert read_metrics(tmp_path / "two")[-1].batch_crc32 == f"{zlib.crc32(following.tobytes()):08x}"
 
 
-def test_a_signal_to_one_process_stops_and_saves_the_run(recipe: Recipe, tmp_path: Path) -> None:
-    _, path = in_folder(recipe, tmp_path / "run")
+def two_at_a_port() -> dict[str, str]:
+    """What a launcher sets in both of two processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+
+
+def rank_of(rank: int) -> dict[str, str]:
+    """What it sets in one of them."""
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+
+def train_in_turns(rank: int, worlds: list[dict[str, str]], recipes: list[Recipe], barrier: Barrier) -> None:
+    """Of each run, two steps by two processes, two by one, two by two; then a step with a bad momentum."""
+    torch.set_num_threads(1)
+    for recipe in recipes:
+        os.environ.update(worlds.pop() | rank_of(rank))
+        train(recipe, stop_at=2)
+        os.environ["WORLD_SIZE"] = "1"
+        if rank == 0:
+            train(recipe, resume=True, stop_at=4)
+        barrier.wait()
+        os.environ.update(worlds.pop())
+        train(recipe, resume=True, stop_at=6)
+    if rank == 0:
+        spoil_last_momentum(recipes[-1].run_folder)
+    barrier.wait()
+    os.environ.update(worlds.pop())
+    with pytest.raises(DataError, match="weights at step 7 are not finite"):
+        train(recipes[-1], resume=True, stop_at=7)
+
+
+def spoil_last_momentum(run: Path) -> None:
+    """Make that of the last identity infinite: the step's loss is finite, its weights in the last rank are not."""
+    path = checkpoint.find(run)
+    state = checkpoint.load(path)
+    *_, last = state["optimizer"]["state"].values()
+    last["momentum_buffer"][-1] = torch.inf
+    torch.save(state, path)
+
+
+def test_a_split_head_trains_stops_and_resumes_as_a_whole_one_in_two_one_and_two_processes(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    whole, split = (in_folder(recipe, tmp_path / name)[0] for name in ("whole", "split"))
+    split = split.model_copy(update={"head": HeadConfig(split=True)})
+    spawn = multiprocessing.get_context("spawn")
+    barrier, worlds = spawn.Barrier(2, timeout=60), [two_at_a_port() for _ in range(5)]
+    processes = [spawn.Process(target=train_in_turns, args=(rank, worlds, [whole, split], barrier)) for rank in (0, 1)]
+    for one in processes:
+        one.start()
+    for one in processes:
+        one.join(60)
+        one.kill()
+    assert [one.exitcode for one in processes] == [0, 0]
+
+    expected, reported = read_metrics(whole.run_folder), read_metrics(split.run_folder)
+    assert [one.batch_crc32 for one in reported[:6]] == [one.batch_crc32 for one in expected]
+    assert [one.loss for one in reported[:6]] == pytest.approx([one.loss for one in expected], rel=1e-3)
+    theirs, ours = (checkpoint.load(checkpoint.all_in(one.run_folder / "checkpoints")[-1]) for one in (whole, split))
+    assert ours["step"] == theirs["step"] == 6
+    assert len(ours["heads"]["0.weight"]) == 7  # all identities, in slices of 3 and 4
+    for part in ("encoder", "heads"):
+        torch.testing.assert_close(ours[part], theirs[part], rtol=1e-3, atol=1e-4)
+
+
+def test_a_signal_to_one_process_stops_and_saves_the_run(recipe: Recipe, tmp_path: Path) -> None:
+    _, path = in_folder(recipe, tmp_path / "run")
+    world = two_at_a_port()
     processes = [
         subprocess.Popen(
             [sys.executable, ROOT / "cli.py", "train", path],
-            env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=os.environ | world | rank_of(rank),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

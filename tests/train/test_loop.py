@@ -19,10 +19,12 @@ from shardgen.errors import UsageError
 from tests.support import ROOT, make_set
 from train import checkpoint
 from train.backbones import make_encoder
-from train.config import Recipe, load_recipe
+from train.config import HeadConfig, Recipe, load_recipe
+from train.distributed import World
 from train.heads import MarginHead
 from train.loop import Recogniser, RunResult, autocast_dtype, train
 from train.metrics import StepMetrics, read_metrics
+from train.partial_fc import PartialFC
 from train.schedule import lr_factor
 
 NUM_STEPS = 6
@@ -75,6 +77,13 @@ def uninterrupted(recipe: Recipe) -> Path:
 
 def final_state(run: Path) -> checkpoint.State:
     return checkpoint.load(checkpoint.find(run))
+
+
+def test_a_run_can_begin_with_another_s_encoder(recipe: Recipe, uninterrupted: Path, tmp_path: Path) -> None:
+    other = checkpoint.find(uninterrupted)
+    train(copy_of(recipe, run=str(tmp_path / "run"), encoder__pretrained=str(other)), stop_at=0)
+    begun, wanted = final_state(tmp_path / "run")["encoder"], final_state(uninterrupted)["encoder"]
+    assert all(torch.equal(begun[name], wanted[name]) for name in wanted)
 
 
 def columns(run: Path) -> list[tuple[int, float, float, str]]:
@@ -309,8 +318,9 @@ def test_the_loss_falls_on_drawn_faces(recipe: Recipe, tmp_path: Path) -> None:
     assert mean_loss(reported[-6:]) < 0.7 * mean_loss(reported[:6])
 
 
-def test_with_separate_labels_every_set_has_a_head_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
-    mine = copy_of(recipe, run=str(tmp_path), mix__labels="separate")
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+def test_with_separate_labels_every_set_has_a_head_of_its_own(split: bool, recipe: Recipe, tmp_path: Path) -> None:
+    mine = copy_of(recipe, run=str(tmp_path), mix__labels="separate", head__split=split)
     train(mine, stop_at=3)
     train(mine, resume=True)
     sizes = {name: len(weight) for name, weight in final_state(tmp_path)["heads"].items()}
@@ -320,16 +330,47 @@ def test_with_separate_labels_every_set_has_a_head_of_its_own(recipe: Recipe, tm
     assert_same_run(tmp_path, tmp_path / "straight")
 
 
-def recogniser(recipe: Recipe) -> Recogniser:
+def test_a_split_head_alone_trains_as_a_whole_one(recipe: Recipe, uninterrupted: Path, tmp_path: Path) -> None:
+    train(copy_of(recipe, run=str(tmp_path), head__split=True))
+    losses, expected = ([one.loss for one in read_metrics(run)] for run in (tmp_path, uninterrupted))
+    assert losses == pytest.approx(expected, rel=1e-4)
+    ours, theirs = final_state(tmp_path), final_state(uninterrupted)
+    for part in ("encoder", "heads", "optimizer"):
+        torch.testing.assert_close(ours[part], theirs[part], rtol=1e-3, atol=1e-4)
+
+
+def test_a_sampled_head_resumes_with_the_draws_of_an_uninterrupted_run(recipe: Recipe, tmp_path: Path) -> None:
+    mine = copy_of(recipe, run=str(tmp_path / "run"), head__split=True, head__sampled=0.5)
+    train(mine, stop_at=2)
+    train(mine, resume=True)
+    train(copy_of(mine, run=str(tmp_path / "straight")))
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
+
+
+def test_split_heads_for_separate_labels_are_refused_in_several_processes(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"mix.labels separate in 2 processes: .*; set head.split=false") as refused:
+        train(copy_of(recipe, run=str(tmp_path), mix__labels="separate", head__split=True))
+    assert "\n" not in str(refused.value)
+
+
+def recogniser(recipe: Recipe, head: HeadConfig) -> Recogniser:
     """Two heads of 3 and 5 identities, and an encoder without batch statistics."""
     torch.manual_seed(0)
-    heads = [MarginHead(recipe.head, 16, number) for number in (3, 5)]
+    heads = [PartialFC(head, 16, size, World()) if head.split else MarginHead(head, 16, size) for size in (3, 5)]
     return Recogniser(make_encoder(recipe.encoder, 32), heads).eval()
 
 
-@pytest.mark.parametrize("sets", [[0, 1, 1, 0, 1], [1, 1, 1, 1, 1]], ids=["both", "one"])
-def test_the_loss_is_the_mean_of_every_samples_with_the_head_of_its_set(sets: list[int], recipe: Recipe) -> None:
-    model, of_set = recogniser(recipe), torch.tensor(sets)
+@pytest.mark.parametrize("sets", [[0, 1, 1, 0, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], ids=["both", "one each", "one"])
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+@pytest.mark.parametrize("kind", ["cosface", "magface"])
+def test_the_loss_is_the_mean_of_every_samples_with_the_head_of_its_set(
+    kind: str, split: bool, sets: list[int], recipe: Recipe
+) -> None:
+    head = HeadConfig.model_validate({"kind": kind, "split": split})
+    model, of_set = recogniser(recipe, head), torch.tensor(sets)
     images, labels = torch.rand(5, 3, 32, 32), torch.tensor([2, 0, 1, 0, 2])
     loss = model(images, labels, of_set)
     embeddings = model.encoder(images)
