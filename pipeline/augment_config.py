@@ -3,11 +3,26 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[float, float]
 """Least and largest value of a uniform draw."""
+
+
+def _within(least: float, most: float) -> AfterValidator:
+    """Return a check that both ends of a range lie above `least`, and at `most` at most."""
+
+    def check(value: Range) -> Range:
+        if not least < min(value) <= max(value) <= most:
+            raise ValueError(f"{list(value)} should lie above {least:g}, and not above {most:g}")
+        return value
+
+    return AfterValidator(check)
+
+
+PartOfOne = Annotated[Range, _within(0, 1)]
+Positive = Annotated[Range, _within(0, 1000)]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "none": {"flip": 0},
@@ -40,20 +55,26 @@ class Operation(_Config):
     def _from_probability(cls, value: Any) -> Any:
         return {"probability": value} if isinstance(value, (int, float)) else value
 
+    @model_validator(mode="after")
+    def _has_probability(self) -> "Operation":
+        if self.model_fields_set and "probability" not in self.model_fields_set:
+            raise ValueError("it says how but not how often; add a probability, such as 0.2")
+        return self
+
 
 class Crop(Operation):
     """A random box stays where it is, the rest turns black (AdaFace, Kim et al., CVPR 2022)."""
 
-    scale: Range = (0.2, 1.0)
+    scale: PartOfOne = (0.2, 1.0)
     """Part of the area that stays."""
-    ratio: Range = (3 / 4, 4 / 3)
+    ratio: Positive = (3 / 4, 4 / 3)
     """Width by height of the box, drawn evenly on a log scale."""
 
 
 class LowResolution(Operation):
     """Down to a part of the size and back, both with a drawn interpolation (AdaFace)."""
 
-    scale: Range = (0.2, 1.0)
+    scale: PartOfOne = (0.2, 1.0)
     """Part of the side."""
 
 
@@ -75,30 +96,30 @@ class Affine(Operation):
     """Largest rotation either way."""
     translate: float = Field(default=0.1, ge=0, le=1)
     """Largest shift either way, as a part of the side."""
-    scale: Range = (0.9, 1.1)
+    scale: Positive = (0.9, 1.1)
     """Factor on the size."""
 
 
 class Blur(Operation):
     """Gaussian blur."""
 
-    sigma: Range = (0.1, 2.0)
+    sigma: Positive = (0.1, 2.0)
     """Standard deviation in pixels."""
 
 
 class Jpeg(Operation):
     """Encoded as JPEG and decoded again."""
 
-    quality: Range = (30, 90)
+    quality: Annotated[Range, _within(0, 100)] = (30, 90)
     """IJG quality, whole numbers of 1 to 100."""
 
 
 class Erasing(Operation):
     """A random box turns mid-grey, which is 0 for the encoder (RandomErasing, Zhong et al., AAAI 2020)."""
 
-    scale: Range = (0.02, 0.33)
+    scale: PartOfOne = (0.02, 0.33)
     """Part of the area."""
-    ratio: Range = (0.3, 3.3)
+    ratio: Positive = (0.3, 3.3)
     """Width by height of the box, drawn evenly on a log scale."""
 
 

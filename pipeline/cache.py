@@ -111,7 +111,9 @@ class DecodedCache:
     def _counted(self) -> Mask:
         filled = np.zeros(-(-len(self._pixels) // 8), np.uint8)
         for path in self._folder.glob(_ROWS):
-            filled |= np.frombuffer(path.read_bytes(), np.uint8)
+            rows = np.frombuffer(path.read_bytes(), np.uint8)
+            if len(rows) == len(filled):  # else somebody cut it short
+                filled |= rows
         return np.unpackbits(filled, count=len(self._pixels)).view(np.bool_)
 
     def _end(self, error: OSError) -> None:
@@ -126,10 +128,10 @@ _ROWS = "rank*.rows"
 
 def _open(folder: Path, num_bytes: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / _PIXELS).exists():
-        for rows in folder.glob(_ROWS):  # of pixels that somebody deleted
-            rows.unlink(missing_ok=True)
     descriptor = os.open(folder / _PIXELS, os.O_RDWR | os.O_CREAT, 0o666)
+    if os.fstat(descriptor).st_size != num_bytes:
+        for rows in folder.glob(_ROWS):  # of pixels that somebody deleted or cut short
+            rows.unlink(missing_ok=True)
     os.ftruncate(descriptor, num_bytes)  # to no other size, if another rank was faster
     return descriptor
 

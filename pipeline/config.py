@@ -78,16 +78,28 @@ class Cap(_Config):
 
 
 def _cap(value: Any) -> Any:
-    return {"most": value} if isinstance(value, int) else value
+    return {"most": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _balance(value: Any) -> Any:
     """Read an axis, or axes whose combinations count, as a mapping."""
     if isinstance(value, str):
         return {value: "equal"}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and value:
         return {"/".join(map(str, value)): "equal"}
-    return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{value!r} is no balance; give an axis, several, or how each is split, or leave it out")
+    return {str(axis): _split(str(axis), split) for axis, split in value.items()}
+
+
+def _split(axis: str, split: Any) -> str | Shares:
+    if split in ("equal", "natural"):
+        return str(split)
+    if not isinstance(split, Mapping):
+        raise ValueError(f"{axis} is split {split!r}; write equal, natural, or a share for each value")
+    shares = {str(tag): _positive(share) for tag, share in split.items()}
+    _sum_to_one(shares, f"shares of {axis}")
+    return shares
 
 
 def _sum_to_one(shares: Mapping[Any, Fraction], what: str) -> None:
@@ -104,7 +116,7 @@ class SetConfig(_Config):
     share: Schedule = None
     """Its exact share of every batch, or shares by epoch (`{0: 80%, 10: 50%}`); all sets have one, or none (then:
     by number of samples)."""
-    balance: Annotated[Mapping[str, Literal["equal", "natural"] | Mapping[str, Share]], BeforeValidator(_balance)] = {}
+    balance: Annotated[Mapping[str, str | Mapping[str, Share]], BeforeValidator(_balance)] = {}
     """How the set's share is split over the values of tag axes, one axis inside the other: `ethnicity` or
     `[ethnicity, gender]` (each combination alike), or axis -> equal, natural (by number of samples), or value -> share.
     An axis may be a combination, `ethnicity/gender`. Samples of which an axis is unknown, or with a value that is
@@ -118,14 +130,6 @@ class SetConfig(_Config):
     augment: AugmentConfig | None = None
     """What happens to this set's images; the recipe's `augment` unless given."""
 
-    @field_validator("balance")
-    @classmethod
-    def _shares_of_values_add_up(cls, balance: Mapping[str, Any]) -> Mapping[str, Any]:
-        for axis, split in balance.items():
-            if isinstance(split, Mapping):
-                _sum_to_one(split, f"shares of {axis}")
-        return balance
-
 
 class MixConfig(_Config):
     """How the shard sets are mixed."""
@@ -133,12 +137,14 @@ class MixConfig(_Config):
     sets: Mapping[str, SetConfig] = Field(min_length=1)
     """Name in this run -> set."""
     epoch: Literal["total", "longest", "shortest"] | int = "total"
-    """When an epoch ends: after as many samples as take part (total), when every sample has been seen
-    (longest), when the first stratum has been seen whole (shortest), or after a number of samples."""
+    """When an epoch ends: after as many samples as take part (total), when every stratum has been seen once (longest),
+    when the first one has been (shortest), or after a number of samples. With `sampling: identity` a stratum has been
+    seen when each of its identities has."""
     ramp: Literal["steps", "linear"] = "steps"
     """How shares by epoch change between the epochs given: at once, or evenly from epoch to epoch."""
     per_identity: int = Field(default=1, ge=1)
-    """K images of one identity side by side in a batch: 2 for the pairs of contrastive training, K for P x K."""
+    """K images of one identity side by side in a batch: 2 for the pairs of contrastive training, K for P x K. (With
+    `sampling: identity` the P are distinct while a pass over them lasts; else large identities may come twice.)"""
     labels: Literal["disjoint", "joined", "separate"] = "disjoint"
     """Whose a label is: sets share no identity (disjoint), equal names are one person (joined), or every set counts
     its own identities from 0 and has a head of its own (separate)."""
@@ -148,7 +154,9 @@ class MixConfig(_Config):
     @field_validator("epoch", mode="before")
     @classmethod
     def _is_an_epoch(cls, value: object) -> object:
-        if value in ("total", "longest", "shortest") or (isinstance(value, int) and value > 0):
+        if value in ("total", "longest", "shortest") or (
+            isinstance(value, int) and not isinstance(value, bool) and value > 0
+        ):
             return value
         raise ValueError("an epoch is total, longest, shortest or a number of samples")
 

@@ -164,12 +164,13 @@ class SliceMaker:
 
     def _steps(self, sample_ids: Ids, planned: PlannedBatch) -> Steps:
         of_slot = self._augmentation_of[self._plan.sets(planned.strata)]
+        # One that stands in for another may have a slot of its own beside it, and must not look the same.
+        instead = sample_ids != planned.sample_ids
+        passes = np.where(instead, planned.passes + ((planned.sample_ids + 1) << 32), planned.passes)
         parts = []
         for number, augmentation in enumerate(self._augmentations):
             rows = np.flatnonzero(of_slot == number)
-            drawn = draw_steps(
-                augmentation, self._plan.seed, self._config.image_size, sample_ids[rows], planned.passes[rows]
-            )
+            drawn = draw_steps(augmentation, self._plan.seed, self._config.image_size, sample_ids[rows], passes[rows])
             parts.append((rows, drawn))
         return join_steps(parts, len(sample_ids))
 

@@ -60,7 +60,7 @@ class Plan:
         self.batches_per_epoch = _batches_per_epoch(self.strata, mix, batch_size)
         self.shares = _shares_by_epoch(mix, self.strata)
         """(First epoch, share of each stratum from then on), from epoch 0 on."""
-        self.state_key = _state_key(catalog, mix, seed, batch_size)
+        self.state_key = _state_key(catalog, mix, self.strata, seed, batch_size)
         """What a saved position depends on, each by the name a person knows it by."""
         phases: list[Phase] = [(epoch * self.batches_per_epoch, shares) for epoch, shares in self.shares]
         self._quotas = Quotas(phases, batch_size // self.unit)
@@ -173,12 +173,15 @@ def _batches_per_epoch(strata: Sequence[Stratum], mix: MixConfig, batch_size: in
     return max(1, samples // batch_size)
 
 
-def _state_key(catalog: Catalog, mix: MixConfig, seed: int, batch_size: int) -> dict[str, Any]:
+def _state_key(
+    catalog: Catalog, mix: MixConfig, strata: Sequence[Stratum], seed: int, batch_size: int
+) -> dict[str, Any]:
     fields = mix.model_dump_json(exclude={"sets": {"__all__": {"path", "augment"}}})
     return {
         "data set": catalog.digest,
         "order of sets": list(mix.sets),
         "mix": json.loads(fields),
+        "order of strata": [stratum.name for stratum in strata],
         "seed": seed,
         "batch size": batch_size,
     }

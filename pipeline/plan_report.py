@@ -12,6 +12,7 @@ from pipeline.plan import Plan, identities_of
 
 def to_json(plan: Plan) -> dict[str, Any]:
     """Return what every stratum gives to a batch and an epoch, for each epoch in which the shares change."""
+    per_epoch = [_per_epoch(plan, epoch) for epoch, _ in plan.shares]
     identities = [int(np.count_nonzero(identities_of(plan.catalog, one))) for one in plan.strata]
     return {
         "batch_size": plan.batch_size,
@@ -19,19 +20,19 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "classes": list(plan.num_classes),
         "identities": plan.num_identities,
         "phases": [
-            {"first_epoch": epoch, "strata": _rows(plan, epoch, shares, identities)} for epoch, shares in plan.shares
+            {"first_epoch": epoch, "strata": _rows(plan, shares, counts, identities)}
+            for (epoch, shares), counts in zip(plan.shares, per_epoch, strict=True)
         ],
         "left_out": [
             {"set": name, "reason": reason, "samples": samples}
             for name, selection in plan.selections.items()
             for reason, samples in selection.left_out.items()
         ],
-        "warnings": list(_warnings(plan)),
+        "warnings": list(_warnings(plan, per_epoch)),
     }
 
 
-def _rows(plan: Plan, epoch: int, shares: list[Fraction], identities: list[int]) -> list[dict[str, Any]]:
-    per_epoch = _per_epoch(plan, epoch)
+def _rows(plan: Plan, shares: list[Fraction], per_epoch: list[int], identities: list[int]) -> list[dict[str, Any]]:
     return [
         {
             "stratum": one.name,
@@ -85,10 +86,9 @@ def _classes(plan: Plan) -> str:
     return f"{plan.num_classes[0]} classes"
 
 
-def _warnings(plan: Plan) -> Iterator[str]:
+def _warnings(plan: Plan, per_epoch: list[list[int]]) -> Iterator[str]:
     for selection in plan.selections.values():
         yield from selection.warnings
-    per_epoch = [_per_epoch(plan, epoch) for epoch, _ in plan.shares]
     for i, one in enumerate(plan.strata):
         seen = max(counts[i] for counts in per_epoch) / len(one.members.ids)
         if seen > 1:

@@ -147,7 +147,9 @@ class _Choice:
         beyond = caps.images_beyond(cap.most, self._labels(), positions, rank)
         if not len(beyond):
             self.warnings.append(f"no identity of {self._name} has more than the {cap.most} images that may stay")
+        before = list(self._counts)
         self._leave_out(beyond, f"over {cap.most} images per identity")
+        self._refuse_empty(before, f"{cap.most} images per identity")
 
     def cap_identities(self, cap: Cap, seed: int) -> None:
         """Keep the first identities, spread over the groups as their parts are."""
@@ -157,12 +159,15 @@ class _Choice:
         shares = np.array([float(parts.get(values, 1)) for values in self._groups])  # 1 for what is empty already
         within = caps.identities_within(cap.most, homes, shares, ranks)
         self._leave_out(~within[labels], f"over {cap.most} identities")
-        if emptied := [values for values in parts if values not in self._counts]:
+        self._refuse_empty(list(parts), f"{cap.most} identities")
+        self._warn_of_few(cap, homes, parts)
+
+    def _refuse_empty(self, before: Sequence[Values], cap: str) -> None:
+        if emptied := [values for values in before if values not in self._counts]:
             raise UsageError(
-                f"{cap.most} identities of set {self._name} are too few to leave one in {'/'.join(emptied[0])}; "
+                f"{cap} of set {self._name} are too few to leave one in {'/'.join(emptied[0])}; "
                 "raise the cap, or name the values that take part"
             )
-        self._warn_of_few(cap, homes, parts)
 
     def _warn_of_few(self, cap: Cap, homes: npt.NDArray[np.int64], parts: Mapping[Values, Fraction]) -> None:
         there = dict(zip(self._groups, np.bincount(homes, minlength=len(self._groups)).tolist(), strict=False))

@@ -24,6 +24,7 @@ def real_only(mix: MixConfig, plan: Plan) -> MixConfig:
 
 
 def _changed(config: SetConfig, share: Fraction | None, most: int) -> SetConfig:
+    most = max(1, most)
     cap = config.identities or Cap(most=most)
     identities = cap.model_copy(update={"most": most})
     return config.model_copy(update={"share": None if share is None else {0: share}, "identities": identities})

@@ -307,3 +307,13 @@ def test_ranks_that_put_save_and_crash_never_hold_what_was_not_put(
             ranks[rank] = cache_in(folder, rank)
             assert saved <= held_by(ranks[rank])
         assert all(held_by(one) <= ever_put for one in ranks)
+
+
+@pytest.mark.parametrize("name", ["rank0.rows", "pixels.rgb"])
+def test_a_cache_that_somebody_cut_short_holds_nothing(name: str, tmp_path: Path) -> None:
+    one = cache_in(tmp_path)
+    put(one, 1, 2)
+    one.close()
+    (path,) = tmp_path.glob(f"*/{name}")
+    os.truncate(path, path.stat().st_size // 2)
+    assert held_by(cache_in(tmp_path)) == set()

@@ -97,6 +97,7 @@ def test_an_epoch_that_shares_decide_needs_shares_that_stay(epoch: str) -> None:
         ("ethnicity", {"ethnicity": "equal"}),
         (["ethnicity", "gender"], {"ethnicity/gender": "equal"}),
         ({"gender": "natural"}, {"gender": "natural"}),
+        ({"age": {20: "1/2", 30: "1/2"}}, {"age": {"20": Fraction(1, 2), "30": Fraction(1, 2)}}),
         (
             {"a": {"x": "1/3", "y": "2/3"}, "b": "equal"},
             {"a": {"x": Fraction(1, 3), "y": Fraction(2, 3)}, "b": "equal"},
@@ -109,7 +110,14 @@ def test_a_balance_is_an_axis_axes_or_a_split_of_each(given: Any, read: Any) -> 
 
 @pytest.mark.parametrize(
     ("given", "words"),
-    [({"a": {"x": 0.3, "y": 0.3}}, "shares of a 0.3 \\+ 0.3 add up to 0.6"), ({"a": "even"}, "equal"), (3, "balance")],
+    [
+        ({"a": {"x": 0.3, "y": 0.3}}, r"shares of a 0.3 \+ 0.3 add up to 0.6"),
+        ({"a": "even"}, "a is split 'even'; write equal"),
+        ({"a": {"x": 0, "y": 1}}, "a share of 0 takes no part"),
+        ({"a": {"x": 1.5}}, "lies outside 0 to 1"),
+        (3, "3 is no balance"),
+        ([], "leave it out"),
+    ],
 )
 def test_a_wrong_balance_is_refused(given: Any, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
@@ -147,6 +155,10 @@ def test_an_operation_is_a_probability_or_says_more() -> None:
         ({"blur": 2}, "less than or equal to 1"),
         ({"blur": {"probability": 1, "sigma": [3, 1]}}, "sigma .* should rise"),
         ({"randaugment": {"magnitude": 31}}, "less than or equal to 30"),
+        ({"affine": {"degrees": 20}}, "not how often; add a probability"),
+        ({"blur": {"probability": 1, "sigma": [0, 1]}}, "should lie above 0"),
+        ({"jpeg": {"probability": 1, "quality": [50, 101]}}, "not above 100"),
+        ({"crop": {"probability": 1, "scale": [0.5, 1.5]}}, "not above 1"),
     ],
 )
 def test_a_wrong_augmentation_is_refused(given: Any, words: str) -> None:
@@ -176,7 +188,7 @@ def test_an_epoch_is_a_kind_or_a_number(epoch: str | int) -> None:
     assert mix(1, epoch=epoch).epoch == epoch
 
 
-@pytest.mark.parametrize("epoch", ["forever", 0, -5, 1.5])
+@pytest.mark.parametrize("epoch", ["forever", 0, -5, 1.5, True])
 def test_other_epochs_are_refused(epoch: Any) -> None:
     with pytest.raises(ValidationError, match="epoch"):
         mix(1, epoch=epoch)

@@ -53,7 +53,8 @@ def expected_images(plan: Plan, batch: Batch, number: int, augments: dict[str, A
     images = [opencv(encoded) for encoded in ShardReader(plan.catalog).read(ids)]
     for set_number, name in enumerate(plan.set_names):
         config = AugmentConfig.model_validate(augments[name])
-        steps = draw_steps(config, plan.seed, 112, ids, planned.passes)
+        replaced_passes = planned.passes + np.where(ids == planned.sample_ids, 0, (planned.sample_ids + 1) << 32)
+        steps = draw_steps(config, plan.seed, 112, ids, replaced_passes)
         for slot in np.flatnonzero(batch.sets.numpy() == set_number).tolist():
             images[slot] = reference.apply(images[slot], steps.ops[slot], steps.parameters[slot])
     return images
@@ -188,6 +189,14 @@ def test_failing_images_are_replaced_and_no_batch_is_lost_repeated_or_moved(
         assert batch.labels.tolist() == plan.labels(ids).tolist()
         assert batch.tags["group"].tolist() == broken.codes("group", ids).tolist()
         assert_images_are(batch, expected_images(plan, batch, number, {"faces": {"erasing": 0.5}}))
+
+
+def test_an_image_that_stands_in_for_its_neighbour_does_not_look_like_itself(broken: Catalog) -> None:
+    plan = plan_of_broken(broken, per_identity=4)
+    for batch in take(loader_of(plan, augment={"photometric": 1}), 6):
+        ids = batch.sample_ids.numpy()
+        for first, second in zip(*np.nonzero(np.triu(ids[:, None] == ids, 1)), strict=True):
+            assert (batch.images[first] != batch.images[second]).any()
 
 
 @pytest.mark.parametrize("is_cached", [False, True])

@@ -153,3 +153,10 @@ def test_a_far_batch_of_natural_shares_of_millions_needs_no_history() -> None:
     quotas = Counting([(0, shares_of(weights))], 512)
     assert_exact(quotas.before(10**9), weights, 512 * 10**9)
     assert steps == 1
+
+
+def test_as_many_phases_as_a_long_ramp_has_are_no_burden() -> None:
+    rare = Fraction(1, 10**6)
+    phases = [(epoch, [rare, Fraction(epoch, 4001) - rare, 1 - Fraction(epoch, 4001)]) for epoch in range(1, 3000)]
+    quotas = Quotas([(0, [rare, 0 * rare, 1 - rare]), *phases], 8)
+    assert sum(quotas.before(2999)) == 8 * 2999

@@ -431,9 +431,9 @@ def test_a_plan_over_42_million_samples_costs_no_memory() -> None:
     [
         (["data set"], {"catalog": replace(catalog_of(SETS), digest="1" * 64)}),
         (["mix"], {"mix": mix_of({"real": {"share": 0.5}, "drawn": {"share": 0.5}})}),
-        (["mix"], {"mix": mix_of({"real": {"balance": "group"}, "drawn": {}})}),
+        (["mix", "order of strata"], {"mix": mix_of({"real": {"balance": "group"}, "drawn": {}})}),
         (["mix"], {"mix": mix_of({"real": {}, "drawn": {}}, per_identity=2)}),
-        (["order of sets"], {"mix": mix_of({"drawn": {}, "real": {}})}),
+        (["order of sets", "order of strata"], {"mix": mix_of({"drawn": {}, "real": {}})}),
         (["seed"], {"seed": 1}),
         (["batch size"], {"batch_size": 20}),
         ([], {"mix": mix_of({"real": {"augment": "randaugment"}, "drawn": {"path": "elsewhere"}})}),
@@ -443,6 +443,15 @@ def test_the_state_key_tells_what_differs(names: list[str], change: dict[str, An
     given: dict[str, Any] = {"catalog": catalog_of(SETS), "mix": NATURAL, "seed": 0, "batch_size": 10}
     ours, other = Plan(**given).state_key, Plan(**given | change).state_key
     assert [part for part in ours if ours[part] != other[part]] == names
+
+
+def test_the_order_of_values_is_part_of_the_state_since_it_decides_who_comes_first() -> None:
+    ours, other = (
+        Plan(catalog_of(SETS), mix_of({"real": {"balance": {"group": dict.fromkeys(order, "1/2")}}}), 0, 10).state_key
+        for order in (["north", "south"], ["south", "north"])
+    )
+    assert ours["mix"] == other["mix"]
+    assert ours["order of strata"] != other["order of strata"]
 
 
 def test_one_folder_under_two_names_in_a_mix_is_refused(small_set: Path) -> None:

@@ -310,3 +310,10 @@ def test_a_column_that_is_not_there_is_refused(scored_set: Catalog) -> None:
     mix = mix_of({"real": {"images_per_identity": {"most": 2, "by": "quality"}}})
     with pytest.raises(UsageError, match="quality"):
         select(scored_set, "real", mix, 0)
+
+
+def test_a_cap_of_images_that_leaves_nothing_of_a_group_is_refused() -> None:
+    rows: Rows = [(person, pose, "f") for person in range(4) for pose in ("front", "front", "side")]
+    assert len(selected(rows, {"balance": "group", "images_per_identity": 3}).strata) == 2
+    with pytest.raises(UsageError, match="2 images per identity of set real are too few to leave one in side; raise"):
+        selected(rows, {"balance": "group", "images_per_identity": 2})
