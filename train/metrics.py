@@ -42,9 +42,11 @@ class StepMetrics:
 
     def line(self, num_steps: int, seconds_left: float) -> str:
         """Return the step line."""
+        stages = " ".join(f"{stage} {share:.0%}" for stage, share in self.occupancy.items())
         return (
             f"step {self.step}/{num_steps}  epoch {self.epoch:.2f}  loss {self.loss:.3f}  lr {self.lr:.4f}  "
-            f"{self.images_per_second:.0f} img/s  waiting {self.waiting_share:.1%}  {_duration(seconds_left)} left"
+            f"{self.images_per_second:.0f} img/s  waiting {self.waiting_share:.1%} ({stages})  "
+            f"{_duration(seconds_left)} left"
         )
 
 

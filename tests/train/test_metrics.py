@@ -81,4 +81,5 @@ def test_tensorboard_shows_the_same_curve(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seconds", "left"), [(7.2, "7 s"), (900, "15 min"), (36000, "10.0 h")])
 def test_the_step_line_says_how_far_how_fast_and_how_long(seconds: float, left: str) -> None:
     line = ONE.line(40, seconds)
-    assert line == f"step 1/40  epoch 0.50  loss 3.250  lr 0.1000  812 img/s  waiting 3.1%  {left} left"
+    stages = "plan 12% read 0% decode 50% augment 25% deliver 0%"
+    assert line == f"step 1/40  epoch 0.50  loss 3.250  lr 0.1000  812 img/s  waiting 3.1% ({stages})  {left} left"
