@@ -79,7 +79,7 @@ def _checked_copies(inputs: Iterator[Inputs], max_batch_size: int) -> Iterator[I
 
     DALI 2.4's decoder segfaults where one of its threads meets such a header (what is broken further on it
     refuses as it should); reading headers alone does not. That takes 10 us an image, so JPEGs are spared it.
-    Copies, for .5 us an image, because a shard cut short under a run would kill whoever reads its map later.
+    Copies, for .5 us an image, so that nobody changes what DALI's threads read.
     """
     headers = _headers(batch_size=max_batch_size, num_threads=1, device_id=None, prefetch_queue_depth=1)
     for images, steps in inputs:

@@ -1,14 +1,16 @@
-"""Sample ids -> encoded bytes, through memory maps.
+"""Sample ids -> encoded bytes, and what is needed next asked for ahead.
 
 A shard is compared with its manifest when it is first needed, and its file looked at again (2 us) for every batch. A
-file that is deleted or exchanged stays mapped as it was; but whoever reads behind the new end of one that was cut short
-where it lies is killed (SIGBUS). So use a batch's bytes, or copy them, right after reading it.
+file that is deleted or exchanged stays open as it was. Bytes are read by calls and not through a memory map, which
+costs 2 us more an image: who touches the map of a file that was cut short, or whose disk fails, is killed (SIGBUS).
 """
 
 import mmap
+import os
 import resource
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -28,35 +30,42 @@ Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class _Mapped:
-    map: mmap.mmap
-    content: Encoded
+class _Open:
+    descriptor: int
     version: Version
     hashed: bool
 
 
 class ShardReader:
-    """Maps each shard when it is first needed."""
+    """Opens each shard when it is first needed, and closes all when it is no more."""
 
     def __init__(self, catalog: Catalog, check: Literal["size", "hash"] = "size") -> None:
         """Read a catalog's shards; raise `UsageError` when they are more files than a process may open."""
         self._catalog = catalog
         self._hash_first = check == "hash"
-        self._shards: dict[int, _Mapped] = {}
+        self._shards: dict[int, _Open] = {}
+        weakref.finalize(self, _close, self._shards)
         _allow_open_files(len(catalog.shards))
 
     def read(self, sample_ids: Ids) -> list[Encoded]:
-        """Return each sample's image file as a view of its shard.
+        """Return each sample's image file.
 
         Raises `DataError` when a shard is gone or no longer what its manifest says.
         """
         shards, offsets, sizes = (column.tolist() for column in self._catalog.places(sample_ids))
         for number in set(shards):
             self._look(number, hash_it=False)
-        return [
-            self._shards[shard].content[offset : offset + size]
-            for shard, offset, size in zip(shards, offsets, sizes, strict=True)
-        ]
+        places = zip(shards, offsets, sizes, strict=True)
+        return [np.frombuffer(self._bytes(*place), np.uint8) for place in places]
+
+    def _bytes(self, number: int, offset: int, size: int) -> bytes:
+        try:
+            content = os.pread(self._opened(number).descriptor, size, offset)
+        except OSError as error:
+            raise _changed(self._catalog.shards[number], f"cannot be read any more ({error.strerror})") from None
+        if len(content) < size:
+            raise _changed(self._catalog.shards[number], f"ends before byte {offset + size} now")
+        return content
 
     def read_ahead(self, sample_ids: Ids) -> None:
         """Ask the system to have these samples' pages in memory soon; return at once."""
@@ -68,7 +77,7 @@ class ShardReader:
         lengths = ends[np.append(firsts, len(order))[1:] - 1] - starts[firsts]
         runs = zip(shards[firsts].tolist(), starts[firsts].tolist(), lengths.tolist(), strict=True)
         for shard, start, length in runs:
-            self._mapped(shard).map.madvise(mmap.MADV_WILLNEED, start, length)
+            os.posix_fadvise(self._opened(shard).descriptor, start, length, os.POSIX_FADV_WILLNEED)
 
     def verify(self, sample_ids: Ids) -> None:
         """Look at these samples' shards now, and hash those that have not been; raise `DataError` as `read` does."""
@@ -78,27 +87,32 @@ class ShardReader:
     def describe(self, sample_id: int) -> str:
         """Return where a sample's image is, for a person: its set, its name in the tar, and the tar."""
         (shard,), (offset,), _ = (column.tolist() for column in self._catalog.places(np.array([sample_id])))
-        header = bytes(self._mapped(shard).content[offset - BLOCK_BYTES : offset])
+        header = self._bytes(shard, offset - BLOCK_BYTES, BLOCK_BYTES)
         (set_name,) = (name for name in self._catalog.set_starts if sample_id in self._catalog.ids_of(name))
         name = header[:100].rstrip(b"\0").decode()  # of a USTAR header, which is one block
         return f"{name} of set {set_name} in {self._catalog.shards[shard].path}"
 
-    def _mapped(self, number: int) -> _Mapped:
+    def _opened(self, number: int) -> _Open:
         """Return a shard, as the last look at its file found it."""
         if number not in self._shards:
             self._look(number, hash_it=False)
         return self._shards[number]
 
     def _look(self, number: int, hash_it: bool) -> None:
-        """Look at a shard's file and map it if need be; another file than before has to have the same bytes."""
-        shard, mapped = self._catalog.shards[number], self._shards.get(number)
+        """Look at a shard's file and open it if need be; another file than before has to have the same bytes."""
+        shard, opened = self._catalog.shards[number], self._shards.get(number)
         version = _version(shard)
-        if mapped is None or mapped.version != version:
-            hash_it |= mapped is not None or self._hash_first
-            mapped = _map(shard.path, version)
-        if hash_it and not mapped.hashed:
+        if opened is not None and opened.version == version:
+            if hash_it and not opened.hashed:
+                _compare_hash(shard)
+                self._shards[number] = replace(opened, hashed=True)
+            return
+        hash_it |= opened is not None or self._hash_first
+        if hash_it:
             _compare_hash(shard)
-        self._shards[number] = replace(mapped, hashed=mapped.hashed or hash_it)
+        if opened is not None:
+            os.close(opened.descriptor)
+        self._shards[number] = _Open(os.open(shard.path, os.O_RDONLY), version, hash_it)
 
 
 def _version(shard: ShardFile) -> Version:
@@ -111,10 +125,9 @@ def _version(shard: ShardFile) -> Version:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
-def _map(path: Path, version: Version) -> _Mapped:
-    with path.open("rb") as stream:
-        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    return _Mapped(mapped, np.frombuffer(mapped, np.uint8), version, hashed=False)
+def _close(shards: Mapping[int, _Open]) -> None:
+    for one in shards.values():
+        os.close(one.descriptor)
 
 
 def _compare_hash(shard: ShardFile) -> None:
@@ -128,7 +141,7 @@ def _changed(shard: ShardFile, how: str) -> DataError:
 
 
 def _allow_open_files(number: int) -> None:
-    """Python's maps keep their files open (until 3.13), and a large set has more shards than the usual 1024 files."""
+    """A large set has more shards than the usual 1024 files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = number + _OTHER_FILES
     if needed > hard != resource.RLIM_INFINITY:
