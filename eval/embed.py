@@ -24,9 +24,7 @@ def embed_set(embed: Embed, catalog: Catalog, loader: LoaderConfig, device: torc
     return _embed(embed, (batch.images for batch in batches))
 
 
-def embed_images(
-    embed: Embed, encoded: Sequence[npt.NDArray[np.uint8]], loader: LoaderConfig, device: torch.device
-) -> Embeddings:
+def embed_images(embed: Embed, encoded: Sequence[bytes], loader: LoaderConfig, device: torch.device) -> Embeddings:
     """Return the embeddings of encoded image files that are in memory."""
     return _embed(embed, decode_images(encoded, loader, device))
 

@@ -155,7 +155,7 @@ def _name_undecodable(one: VerificationSet) -> None:
     """DALI loses the whole batch with an image that does not decode; say which one it was."""
     for number, image in enumerate(one.images):
         try:
-            check(image.tobytes())
+            check(image)
         except Unreadable as error:
             raise DataError(f"{one.name}: image {number % 2 + 1} of pair {number // 2} {error}") from None
 

@@ -22,7 +22,7 @@ class VerificationSet:
     name: str
     sha256: str
     """Of the file: two lfw.bin circulate and differ."""
-    images: list[npt.NDArray[np.uint8]]
+    images: list[bytes]
     """Encoded image files."""
     same: npt.NDArray[np.bool_]
     """`[pairs]`: whether both are of one identity."""
@@ -41,7 +41,7 @@ def read_bin(name: str, path: Path) -> VerificationSet:
         raise UsageError(f"{path}: {error.strerror}; --bin takes NAME=FILE") from None
     try:
         bins, same = _DataUnpickler(io.BytesIO(content), encoding="bytes").load()
-        images = [np.frombuffer(one, np.uint8) if isinstance(one, bytes) else _bytes_of(one) for one in bins]
+        images = [one if isinstance(one, bytes) else _bytes_of(one) for one in bins]
         answers = np.array([bool(one) for one in same])
     except _Forbidden as error:
         raise DataError(
@@ -58,10 +58,10 @@ def read_bin(name: str, path: Path) -> VerificationSet:
     return VerificationSet(name, hashlib.sha256(content).hexdigest(), images, answers)
 
 
-def _bytes_of(array: Any) -> npt.NDArray[np.uint8]:
+def _bytes_of(array: Any) -> bytes:
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 1:
         raise ValueError(f"an image is a {type(array).__name__}, neither bytes nor a flat uint8 array")
-    return array
+    return array.tobytes()
 
 
 class _Forbidden(Exception):

@@ -24,7 +24,7 @@ def undecodable(reader: ShardReader, sample_ids: Ids) -> dict[int, str]:
     reasons: dict[int, str] = {}
     for sample, image in zip(sample_ids.tolist(), reader.read(sample_ids), strict=True):
         try:
-            check(bytes(image))
+            check(image)
         except Unreadable as error:
             reasons[sample] = str(error)
     reader.verify(np.array([*reasons], np.int64))

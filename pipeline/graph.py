@@ -16,11 +16,12 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from torch.utils.dlpack import from_dlpack
 
 from pipeline.graph_steps import Node, apply_steps, step_arguments
-from pipeline.reader import Encoded
 from pipeline.steps import Op, Steps
 from shardgen.images import Unreadable, read_header
 
 Source = Callable[[], Sequence[object]]
+Images = npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
+"""`[batch, size, size, 3]`, RGB; or files as arrays."""
 
 JPEG = b"\xff\xd8\xff"
 
@@ -35,8 +36,8 @@ class DecodingFailed(RuntimeError):
 class Inputs(NamedTuple):
     """A batch on its way in: 1 to `max_batch_size` images."""
 
-    images: Sequence[Encoded] | npt.NDArray[np.uint8]
-    """Image files; for `augmented`, `[batch, size, size, 3] uint8`, RGB."""
+    files: Sequence[bytes]
+    """Image files."""
     steps: Steps | None = None
     """What happens to each of them, in a graph with `possible_ops`."""
 
@@ -63,35 +64,33 @@ class GraphOptions:
 def decoded(inputs: Iterator[Inputs], options: GraphOptions) -> Iterator[torch.Tensor]:
     """Yield `[batch, size, size, 3] uint8`, RGB, on `options.device` for each of the inputs, in order.
 
-    Inputs are asked for ahead, `prefetch` at a time, and images copied then. A batch stays valid as long as it
-    is held. Raises `DecodingFailed` when an image does not decode.
+    Inputs are asked for ahead, `prefetch` at a time. A batch stays valid as long as it is held. Raises `DecodingFailed`
+    when an image does not decode.
     """
-    return _run(_checked_copies(inputs, options.max_batch_size), options, _decoding)
+    return _run(_checked(inputs, options.max_batch_size), options, _decoding)
 
 
-def augmented(inputs: Iterator[Inputs], options: GraphOptions) -> Iterator[torch.Tensor]:
+def augmented(inputs: Iterator[tuple[Images, Steps]], options: GraphOptions) -> Iterator[torch.Tensor]:
     """Yield as `decoded` does, of images that are decoded already; their memory is read until their batch is out."""
     return _run(inputs, options, _augmenting)
 
 
-def _checked_copies(inputs: Iterator[Inputs], max_batch_size: int) -> Iterator[Inputs]:
-    """Pass copies of the inputs on; raise `DecodingFailed` for images whose header DALI cannot read.
+def _checked(inputs: Iterator[Inputs], max_batch_size: int) -> Iterator[tuple[Images, Steps | None]]:
+    """Pass the inputs on; raise `DecodingFailed` for images whose header DALI cannot read.
 
     DALI 2.4's decoder segfaults where one of its threads meets such a header (what is broken further on it
     refuses as it should); reading headers alone does not. That takes 10 us an image, so JPEGs are spared it.
-    Copies, for .5 us an image, so that nobody changes what DALI's threads read.
     """
     headers = _headers(batch_size=max_batch_size, num_threads=1, device_id=None, prefetch_queue_depth=1)
-    for images, steps in inputs:
-        contents = [image.tobytes() for image in images]
-        copies = [np.frombuffer(content, np.uint8) for content in contents]
-        doubtful = [copy for copy, content in zip(copies, contents, strict=True) if not _is_sound_jpeg(content)]
+    for files, steps in inputs:
+        arrays = [np.frombuffer(file, np.uint8) for file in files]
+        doubtful = [array for array, file in zip(arrays, files, strict=True) if not _is_sound_jpeg(file)]
         try:
             if doubtful:
                 headers.run(encoded=doubtful)
         except RuntimeError as error:
             raise DecodingFailed("an image of the batches under way has no readable header") from error
-        yield Inputs(copies, steps)
+        yield arrays, steps
 
 
 def _is_sound_jpeg(content: bytes) -> bool:
@@ -106,7 +105,11 @@ def _headers() -> Node:
     return fn.peek_image_shape(fn.external_source(name="encoded", no_copy=True, dtype=types.UINT8, ndim=1))
 
 
-def _run(inputs: Iterator[Inputs], options: GraphOptions, graph: Callable[..., Pipeline]) -> Iterator[torch.Tensor]:
+def _run(
+    inputs: Iterator[tuple[Images, Steps | None]] | Iterator[tuple[Images, Steps]],
+    options: GraphOptions,
+    graph: Callable[..., Pipeline],
+) -> Iterator[torch.Tensor]:
     under_way: deque[Sequence[object]] = deque()  # the memory that DALI reads
 
     def source() -> Sequence[object]:

@@ -19,7 +19,7 @@ from pipeline.graph import DecodingFailed, Inputs, decoded
 from pipeline.making import SliceMaker, graph_options
 from pipeline.order import Ids
 from pipeline.plan import Plan
-from pipeline.reader import Encoded, ShardReader
+from pipeline.reader import ShardReader
 from pipeline.stats import Throughput
 from shardgen.errors import DataError, UsageError
 
@@ -205,7 +205,7 @@ def load_in_order(catalog: Catalog, ids: Ids, config: LoaderConfig, device: torc
         raise
 
 
-def decode_images(encoded: Sequence[Encoded], config: LoaderConfig, device: torch.device) -> Iterator[torch.Tensor]:
+def decode_images(encoded: Sequence[bytes], config: LoaderConfig, device: torch.device) -> Iterator[torch.Tensor]:
     """Yield batches `[batch, 3, size, size] uint8` of image files that are in memory, in order.
 
     Raises `DecodingFailed` when one does not decode.

@@ -20,10 +20,10 @@ from pipeline.cache import DecodedCache
 from pipeline.config import LoaderConfig
 from pipeline.failures import Failures
 from pipeline.fused import apply_steps
-from pipeline.graph import DecodingFailed, GraphOptions, Inputs, augmented, decoded
+from pipeline.graph import DecodingFailed, GraphOptions, Images, Inputs, augmented, decoded
 from pipeline.order import Ids
 from pipeline.plan import Plan, PlannedBatch
-from pipeline.reader import Encoded, ShardReader
+from pipeline.reader import ShardReader
 from pipeline.stats import StageClock
 from pipeline.steps import Op, Steps
 from shardgen.errors import DataError
@@ -41,7 +41,7 @@ class Slice:
     steps: Steps
     missing: Ids
     """Slots whose images the cache does not have."""
-    encoded: Sequence[Encoded]
+    encoded: Sequence[bytes]
     """Images of the missing, or of the first slot: the decoder gets something from every slice, for it waits for it."""
 
 
@@ -205,10 +205,10 @@ class SliceMaker:
     def _augmented_by_graph(self, made: Made) -> Made:
         under_way: deque[Slice] = deque()
 
-        def inputs() -> Iterator[Inputs]:
+        def inputs() -> Iterator[tuple[Images, Steps]]:
             for one, images in made:
                 under_way.append(one)
-                yield Inputs(list(images.numpy()), one.steps)
+                yield images.numpy(), one.steps
 
         options = self._options(self._device, augments=True)
         for images in self.clock.counting("augment", augmented(inputs(), options)):

@@ -14,17 +14,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.catalog import BLOCK_BYTES, Catalog, ShardFile
+from pipeline.order import Ids
 from shardgen.errors import DataError, UsageError
 from shardgen.manifest import hash_file
 
 _OTHER_FILES = 256
 """Descriptors left to the rest of the process."""
 
-Encoded = npt.NDArray[np.uint8]
-Ids = npt.NDArray[np.int64]
 Version = tuple[int, int, int]
 """Device, inode and time of change of a file."""
 
@@ -47,7 +45,7 @@ class ShardReader:
         weakref.finalize(self, _close, self._shards)
         _allow_open_files(len(catalog.shards))
 
-    def read(self, sample_ids: Ids) -> list[Encoded]:
+    def read(self, sample_ids: Ids) -> list[bytes]:
         """Return each sample's image file.
 
         Raises `DataError` when a shard is gone or no longer what its manifest says.
@@ -55,8 +53,7 @@ class ShardReader:
         shards, offsets, sizes = (column.tolist() for column in self._catalog.places(sample_ids))
         for number in set(shards):
             self._look(number, hash_it=False)
-        places = zip(shards, offsets, sizes, strict=True)
-        return [np.frombuffer(self._bytes(*place), np.uint8) for place in places]
+        return [self._bytes(*place) for place in zip(shards, offsets, sizes, strict=True)]
 
     def _bytes(self, number: int, offset: int, size: int) -> bytes:
         try:

@@ -13,6 +13,7 @@ from eval.embed import embed_images, embed_set
 from pipeline.catalog import open_catalog
 from pipeline.config import LoaderConfig
 from pipeline.loader import decode_images, load_in_order
+from shardgen.images import decode
 from shardgen.procedural import draw_face, encode
 
 CPU = torch.device("cpu")
@@ -32,17 +33,17 @@ def expected(images: torch.Tensor) -> npt.NDArray[np.float32]:
 
 
 @pytest.fixture(scope="module")
-def faces() -> list[npt.NDArray[np.uint8]]:
-    return [np.frombuffer(encode(draw_face(0, identity, 0)), np.uint8) for identity in range(7)]
+def faces() -> list[bytes]:
+    return [encode(draw_face(0, identity, 0)) for identity in range(7)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_an_embedding_is_the_normalised_sum_of_face_and_mirror_image_in_the_given_order(
-    batch_size: int, faces: list[npt.NDArray[np.uint8]]
+    batch_size: int, faces: list[bytes]
 ) -> None:
     loader = LoaderConfig(batch_size=batch_size, image_size=112)
     found = embed_images(looking_left, faces, loader, CPU)
-    decoded = [cv2.cvtColor(cv2.imdecode(face, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for face in faces]
+    decoded = [decode(face) for face in faces]
     images = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected(images), atol=5e-3)  # decoders round differently
@@ -53,12 +54,12 @@ def test_an_embedding_is_the_normalised_sum_of_face_and_mirror_image_in_the_give
 
 def test_a_face_and_its_mirror_image_embed_alike() -> None:
     face = draw_face(0, 3, 0)
-    both = [np.frombuffer(cv2.imencode(".png", one)[1].tobytes(), np.uint8) for one in (face, face[:, ::-1])]
+    both = [cv2.imencode(".png", one)[1].tobytes() for one in (face, face[:, ::-1])]
     first, second = embed_images(looking_left, both, LoaderConfig(batch_size=2), CPU)
     np.testing.assert_allclose(first, second, atol=1e-6)
 
 
-def test_images_of_another_size_are_brought_to_the_encoders(faces: list[npt.NDArray[np.uint8]]) -> None:
+def test_images_of_another_size_are_brought_to_the_encoders(faces: list[bytes]) -> None:
     loader = LoaderConfig(batch_size=4, image_size=32)
     seen: list[torch.Size] = []
 
@@ -82,7 +83,7 @@ def test_a_set_is_embedded_in_the_order_of_its_catalog(small_set: Path) -> None:
 
 
 def test_embedding_keeps_no_gradients_and_returns_float32_whatever_the_encoder(
-    faces: list[npt.NDArray[np.uint8]],
+    faces: list[bytes],
 ) -> None:
     weight = torch.ones(24, requires_grad=True)
     found = embed_images(

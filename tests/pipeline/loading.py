@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.augment_config import AugmentConfig
@@ -13,9 +13,9 @@ from pipeline.catalog import Catalog
 from pipeline.config import LoaderConfig, MixConfig
 from pipeline.loader import Batch, FaceLoader
 from pipeline.plan import Plan
-from pipeline.reader import Encoded
 
 CPU = torch.device("cpu")
+Image = npt.NDArray[np.uint8]
 BATCH_SIZE = 48
 MIX: dict[str, Any] = {
     "sets": {
@@ -63,12 +63,7 @@ def joined(slices: Sequence[Batch]) -> Batch:
     )
 
 
-def opencv(encoded: Encoded) -> Encoded:
-    """Return `[height, width, 3] uint8`, RGB."""
-    return np.asarray(cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), np.uint8)
-
-
-def assert_images_are(batch: Batch, expected: Sequence[Encoded]) -> None:
+def assert_images_are(batch: Batch, expected: Sequence[Image]) -> None:
     """Up to the one level by which decoders differ."""
     found = batch.images.permute(0, 2, 3, 1).numpy().astype(np.int16)
     assert np.abs(found - np.stack(expected)).max() <= 1

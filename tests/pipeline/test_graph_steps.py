@@ -14,7 +14,7 @@ import torch
 from pipeline import reference
 from pipeline.augment import draw_steps, possible_ops
 from pipeline.augment_config import PRESETS, AugmentConfig
-from pipeline.graph import GraphOptions, Inputs, augmented
+from pipeline.graph import GraphOptions, augmented
 from pipeline.steps import MAX_PARAMETERS, Op, Steps
 from shardgen.images import decode
 
@@ -111,7 +111,7 @@ def executed(images: Pixels, steps: Steps, possible: Sequence[frozenset[Op]], de
         prefetch=1,
         possible_ops=possible,
     )
-    (batch,) = augmented(iter([Inputs(images, steps)]), options)
+    (batch,) = augmented(iter([(images, steps)]), options)
     return np.asarray(batch.cpu().numpy(), np.uint8)
 
 

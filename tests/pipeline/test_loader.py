@@ -23,6 +23,7 @@ from pipeline.stats import Throughput
 from shardgen.config import ShardConfig
 from shardgen.convert import convert
 from shardgen.errors import DataError, UsageError
+from shardgen.images import decode
 from shardgen.inputs.folders import open_folder
 from shardgen.tags import no_tags
 from tests.pipeline.loading import (
@@ -34,7 +35,6 @@ from tests.pipeline.loading import (
     columns,
     joined,
     loader_of,
-    opencv,
     plan_of,
     take,
 )
@@ -293,7 +293,7 @@ def test_samples_are_loaded_in_the_order_given_with_a_last_short_batch(catalog: 
     assert whole.labels.tolist() == catalog.label[ids].tolist()
     assert whole.tags["group"].tolist() == catalog.codes("group", ids).tolist()
     assert whole.sets.tolist() == [int(sample >= 32) for sample in ids]
-    assert_images_are(whole, [opencv(encoded) for encoded in ShardReader(catalog).read(ids)])
+    assert_images_are(whole, [decode(encoded) for encoded in ShardReader(catalog).read(ids)])
 
 
 @pytest.mark.parametrize("device", [CPU, pytest.param(GPU, marks=pytest.mark.gpu)])
@@ -312,7 +312,7 @@ def test_image_files_in_memory_are_decoded_in_order(catalog: Catalog, number: in
     batches = list(decode_images(encoded, LoaderConfig(batch_size=4), CPU))
     assert [len(batch) for batch in batches] == sizes
     for image, data in zip((image for batch in batches for image in batch), encoded, strict=True):
-        assert np.abs(image.permute(1, 2, 0).numpy().astype(np.int16) - opencv(data)).max() <= 1
+        assert np.abs(image.permute(1, 2, 0).numpy().astype(np.int16) - decode(data)).max() <= 1
 
 
 def test_an_image_file_in_memory_that_does_not_decode_is_an_error(catalog: Catalog) -> None:
@@ -339,7 +339,7 @@ def test_real_sets_of_different_image_sizes_mix(real_faces: Path, tmp_path: Path
     assert_same(cached, plain)
     assert sorted(plain.sets.tolist()) == [0] * 24 + [1] * 24
     for image, sample in zip(plain.images, plain.sample_ids.tolist(), strict=True):
-        expected = cv2.resize(opencv(encoded[sample]), (112, 112), interpolation=cv2.INTER_AREA)
+        expected = cv2.resize(decode(encoded[sample]), (112, 112), interpolation=cv2.INTER_AREA)
         found = image.permute(1, 2, 0).numpy().astype(np.int16)
         assert np.abs(found - expected).mean() < 2  # another filter, the same face
 

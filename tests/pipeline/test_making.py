@@ -18,8 +18,9 @@ from pipeline.failures import Failures
 from pipeline.loader import Batch
 from pipeline.order import Ids
 from pipeline.plan import Plan
-from pipeline.reader import Encoded, ShardReader
+from pipeline.reader import ShardReader
 from shardgen.errors import DataError, UsageError
+from shardgen.images import decode
 from tests.pipeline.loading import (
     BATCH_SIZE,
     MIX,
@@ -27,7 +28,6 @@ from tests.pipeline.loading import (
     assert_same,
     joined,
     loader_of,
-    opencv,
     plan_of,
     take,
 )
@@ -50,7 +50,7 @@ def expected_images(plan: Plan, batch: Batch, number: int, augments: dict[str, A
     """Decode by OpenCV and augment by the reference."""
     planned = plan.batch(number)
     ids = batch.sample_ids.numpy()
-    images = [opencv(encoded) for encoded in ShardReader(plan.catalog).read(ids)]
+    images = [decode(encoded) for encoded in ShardReader(plan.catalog).read(ids)]
     for set_number, name in enumerate(plan.set_names):
         config = AugmentConfig.model_validate(augments[name])
         replaced_passes = planned.passes + np.where(ids == planned.sample_ids, 0, (planned.sample_ids + 1) << 32)
@@ -96,7 +96,7 @@ def test_bytes_are_asked_for_some_batches_before_they_are_read(
     ahead: list[int] = []
     read = ShardReader.read
 
-    def noted(self: ShardReader, ids: Ids) -> list[Encoded]:
+    def noted(self: ShardReader, ids: Ids) -> list[bytes]:
         if depth:
             ahead.append(len(asked) - asked.index(ids.tolist()) - 1)
         return read(self, ids)
