@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.hashing import derive_key
+from pipeline.order import Ids
 from shardgen.errors import UsageError
 from shardgen.files import write_durably
 
@@ -24,7 +25,6 @@ VERSION = 1
 SAVE_SECONDS = 30.0
 """From one sync to the next; a crash loses the rows since the last."""
 
-Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Pixels = npt.NDArray[np.uint8]
 """`[images, size, size, 3]`, RGB."""

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.order import Ids
 from pipeline.tables import KEY, Columns, TableFile, columns_of_numbers, fill, image_sizes, on_all_cores, read
 from shardgen.errors import DataError, UsageError
-from shardgen.manifest import MANIFEST, Manifest, ShardInfo, read_manifest
+from shardgen.manifest import Manifest, ShardInfo, read_manifest
 from shardgen.tags import UNKNOWN
 
 ORIGIN = "origin"
@@ -28,7 +29,6 @@ BLOCK_BYTES = 512
 """Of a tar: what a member holds begins at a multiple of it."""
 _PART = 1 << 16
 
-Ids = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int16]
 StoredCodes = npt.NDArray[np.uint8] | Codes
 Rows = Ids | slice | range
@@ -176,7 +176,7 @@ def open_catalog(folders: Mapping[str, Path]) -> Catalog:
     sizes = frozenset(chain.from_iterable(on_all_cores(rows.fill, shards)))
     if any(manifest.num_identities < len(names[name]) for name, manifest in manifests.items()):
         names = _number_used(rows.label, names)
-    seals = b"".join((folder / MANIFEST).read_bytes() for folder in folders.values())
+    seals = "".join(manifest.seal for manifest in manifests.values())
     return Catalog(
         set_starts={name: of_set[0].first_id for name, of_set in jobs.items()},
         origins={name: manifest.origin for name, manifest in manifests.items()},
@@ -184,7 +184,7 @@ def open_catalog(folders: Mapping[str, Path]) -> Catalog:
         identities=Identities(names),
         axes=axes,
         image_sizes=sizes,
-        digest=hashlib.sha256(seals).hexdigest(),
+        digest=hashlib.sha256(seals.encode()).hexdigest(),
         label=rows.label,
         block=rows.block,
         size=rows.size,

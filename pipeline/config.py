@@ -32,7 +32,7 @@ def _positive(value: Any) -> Fraction:
     return share
 
 
-Share = Annotated[Fraction, BeforeValidator(_positive), PlainSerializer(str)]
+Share = Annotated[Fraction, PlainSerializer(str)]
 
 
 def _schedule(value: Any) -> Any:
@@ -226,3 +226,11 @@ class LoaderConfig(_Config):
     """What is compared with the manifest when a shard is first needed; in any case one that changes later is found."""
     max_failures: int = Field(default=100, ge=0)
     """Images that may fail to decode while a run goes on; each is replaced by another of its stratum."""
+
+
+def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -13,7 +13,7 @@ import torch
 from pipeline.ahead import Ahead
 from pipeline.augment_config import AugmentConfig
 from pipeline.catalog import Catalog
-from pipeline.config import LoaderConfig
+from pipeline.config import LoaderConfig, flatten
 from pipeline.failures import undecodable
 from pipeline.graph import DecodingFailed, Inputs, decoded
 from pipeline.making import SliceMaker, graph_options
@@ -142,7 +142,7 @@ class FaceLoader:
         """Go on from a saved state; raise `UsageError` naming what differs when it is of another plan."""
         if state["version"] != STATE_VERSION:
             raise UsageError(f"loader state of version {state['version']}, this facemix reads {STATE_VERSION}")
-        saved, ours = _flat(state["depends_on"]), _flat(self._depends_on)
+        saved, ours = flatten(state["depends_on"]), flatten(self._depends_on)
         for name in {**ours, **saved}:
             if saved.get(name) != ours.get(name):
                 raise UsageError(
@@ -225,11 +225,3 @@ def _batch(images: torch.Tensor, catalog: Catalog, sample_ids: Ids, labels: Ids,
     return Batch(
         images.permute(0, 3, 1, 2), of_labels, of_samples, of_sets, dict(zip(catalog.axes, of_tags, strict=True))
     )
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in fields.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -179,7 +179,6 @@ def _state_key(
     fields = mix.model_dump_json(exclude={"sets": {"__all__": {"path", "augment"}}})
     return {
         "data set": catalog.digest,
-        "order of sets": list(mix.sets),
         "mix": json.loads(fields),
         "order of strata": [stratum.name for stratum in strata],
         "seed": seed,

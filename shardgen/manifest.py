@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shardgen.config import Origin
 from shardgen.errors import DataError, UsageError
@@ -106,6 +106,8 @@ class Manifest(_Record):
     """Counts how often tags were added or replaced since the conversion, from 1."""
     tag_sources: Sequence[TagSource] = ()
     order: OrderStatistics | None = None
+    seal: str = Field(default="", exclude=True)
+    """SHA-256 of all the rest, as the file holds it: it names this set and no other."""
     edited: Mapping[str, int] = {}
     """Why image bytes are not the source's (`resized`, `aligned`, `turned upright`, ...) -> samples."""
 
@@ -157,7 +159,7 @@ def read_manifest(folder: Path, file: str = MANIFEST) -> Manifest:
     if not _is_intact(content):
         raise DataError(f"{folder / file} is not as it was written (its own hash differs); restore or rebuild it")
     fields = json.loads(content)
-    fields.pop("manifest_sha256")
+    fields["seal"] = fields.pop("manifest_sha256")
     if fields.get("format_version") != FORMAT_VERSION:
         raise DataError(
             f"{folder} has format {fields.get('format_version')}, this facemix reads {FORMAT_VERSION}; "

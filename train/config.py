@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.augment_config import AugmentConfig
-from pipeline.config import LoaderConfig, MixConfig
+from pipeline.config import LoaderConfig, MixConfig, flatten
 from shardgen.errors import UsageError
 
 
@@ -279,14 +279,6 @@ def differences(ours: Recipe, theirs: Mapping[str, Any]) -> list[str]:
         for key in sorted((now.keys() | saved.keys()) - FREE_TO_CHANGE - moved)
         if now.get(key) != saved.get(key)
     ]
-
-
-def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in fields.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _one_line(text: object) -> str:

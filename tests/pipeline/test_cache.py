@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import cache
-from pipeline.cache import DecodedCache, Ids, Pixels
+from pipeline.cache import DecodedCache, Pixels
+from pipeline.order import Ids
 from shardgen.errors import UsageError
 from tests.support import ROOT, Killed, stop_before
 

@@ -48,7 +48,9 @@ def manifest(**fields: Any) -> Manifest:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_manifest(tmp_path, manifest())
-    assert read_manifest(tmp_path) == manifest()
+    found = read_manifest(tmp_path)
+    assert found == manifest().model_copy(update={"seal": found.seal})
+    assert f'"manifest_sha256": "{found.seal}"' in (tmp_path / MANIFEST).read_text()
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
 
 
