@@ -7,6 +7,7 @@ named packages is installed, so that an environment is the same next year.
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ENVIRONMENTS = Path(__file__).parents[1] / ".oracles"
@@ -54,6 +55,15 @@ def environment_python(name: str, build: bool = True) -> Path:
     _run(name, str(python), "-m", "pip", "install", "--quiet", "--no-deps", *_PACKAGES[name])
     ready.touch()
     return python
+
+
+def runnable(peers: Mapping[str, tuple[str, str]], build: bool) -> Iterator[tuple[str, str, str]]:
+    """Yield (row of a table, peer, its Python) for row -> (peer, environment or "" for ours); say who is left out."""
+    for row, (peer, environment) in peers.items():
+        try:
+            yield row, peer, str(environment_python(environment, build)) if environment else sys.executable
+        except Unbuildable as error:
+            print(f"\n{row} is left out: {error}")
 
 
 def _run(name: str, *command: str) -> None:

@@ -4,17 +4,15 @@ Three tables: loaders that flip; augmentation, as what it adds to a loader's cos
 Every peer runs in a process of its own and takes its turn in every round.
 """
 
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from benchmarks.environments import Unbuildable, environment_python
+from benchmarks.environments import runnable
 from benchmarks.loader_peers import BATCH, THREADS, Data, face_loader
-from benchmarks.timing import Cost, Run, print_costs, take_turns
+from benchmarks.timing import Cost, Run, apart, print_costs, print_table, take_turns
 from pipeline.stats import STAGES, Throughput
 from shardgen.config import ShardConfig
 from shardgen.convert import convert
@@ -23,7 +21,6 @@ from shardgen.procedural import draw_face, encode
 from shardgen.recordio import write_insightface
 from shardgen.tags import no_tags
 
-_ROOT = Path(__file__).parents[1]
 _LIMIT = "decoding alone (libjpeg-turbo)"
 _OURS = "FaceLoader"
 _OURS_FLOAT = f"{_OURS}, then float32"
@@ -76,24 +73,15 @@ def _make_data(folder: Path, images: int, distinct: int) -> tuple[Data, float]:
 
 def _peers(data: Data, build: bool) -> Iterator[tuple[str, Callable[[], Run]]]:
     """Yield every peer that can run here, by its row in a table."""
-    for row, (peer, environment) in _LOADERS.items():
-        try:
-            python = environment_python(environment, build=build) if environment else Path(sys.executable)
-        except Unbuildable as error:
-            print(f"{row} is left out: {error}")
-            continue
+    for row, peer, python in runnable(_LOADERS, build):
         yield row, partial(_run, peer, data, python)
     for ours, usual in _AUGMENTED.values():
-        yield from ((peer, partial(_run, peer, data, Path(sys.executable))) for peer in (ours, usual))
+        yield from ((peer, partial(_run, peer, data)) for peer in (ours, usual))
 
 
-def _run(peer: str, data: Data, python: Path) -> Run:
+def _run(peer: str, data: Data, python: str = sys.executable) -> Run:
     arguments = [peer, str(data.shards), str(data.rec), str(data.images)]
-    command = [str(python), "-W", "ignore", "-m", "benchmarks.loader_peers", *arguments]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{peer} failed: {done.stderr[-2000:]}")
-    return Run(**json.loads(done.stdout.splitlines()[-1]))
+    return Run(**apart("benchmarks.loader_peers", *arguments, python=python))
 
 
 def _print_ratios(costs: Mapping[str, Cost]) -> None:
@@ -106,12 +94,13 @@ def _print_ratios(costs: Mapping[str, Cost]) -> None:
 
 def _print_augmented(costs: Mapping[str, Cost]) -> None:
     print("\nAugmented, then float32, CPU us an image\n")
-    print("| | FaceLoader | of it augmentation | torch DataLoader + PIL | ratio | ratio of wall time |")
-    print("|---|--:|--:|--:|--:|--:|")
+    rows = []
     for name, (ours, usual) in _AUGMENTED.items():
         cost, plain, peer = costs[ours], costs[_OURS_FLOAT], costs[usual]
-        ratios = f"{peer.cpu_us / cost.cpu_us:.2f} | {peer.wall_us / cost.wall_us:.2f}"
-        print(f"| {name} | {cost.cpu_us:.0f} | {cost.cpu_us - plain.cpu_us:.0f} | {peer.cpu_us:.0f} | {ratios} |")
+        ratios = [f"{peer.cpu_us / cost.cpu_us:.2f}", f"{peer.wall_us / cost.wall_us:.2f}"]
+        rows.append([name, *(f"{us:.0f}" for us in (cost.cpu_us, cost.cpu_us - plain.cpu_us, peer.cpu_us)), *ratios])
+    columns = ["", "FaceLoader", "of it augmentation", "torch DataLoader + PIL", "ratio", "ratio of wall time"]
+    print_table(columns, rows)
 
 
 def _stages(data: Data, augment: str) -> Throughput:
@@ -128,7 +117,12 @@ def _stages(data: Data, augment: str) -> Throughput:
 
 def _print_stages(stages: Mapping[str, Throughput]) -> None:
     print(f"\nWhere {_OURS}'s making thread is; decode is waiting for DALI's threads, so near 1 they are the limit\n")
-    print(f"| augment | img/s | waiting | {' | '.join(STAGES)} |\n|---|--:|--:|{'--:|' * len(STAGES)}")
-    for augment, cost in stages.items():
-        shares = " | ".join(f"{cost.occupancy[stage]:.2f}" for stage in STAGES)
-        print(f"| {augment} | {cost.images_per_second:.0f} | {cost.waiting_share:.2f} | {shares} |")
+    rows = [
+        [
+            augment,
+            *(f"{cost.images_per_second:.0f}", f"{cost.waiting_share:.2f}"),
+            *(f"{cost.occupancy[stage]:.2f}" for stage in STAGES),
+        ]
+        for augment, cost in stages.items()
+    ]
+    print_table(["augment", "img/s", "waiting", *STAGES], rows)

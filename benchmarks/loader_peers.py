@@ -108,7 +108,7 @@ def _dali_webdataset(data: Data, as_float: bool = False) -> Work:
     )
 
 
-def _dali_mxnet(data: Data, as_float: bool = False) -> Work:
+def _dali_mxnet(data: Data) -> Work:
     """Read the `.rec` by an index of its images alone: DALI cannot decode the header and identity records."""
     from nvidia.dali import fn
 
@@ -116,7 +116,7 @@ def _dali_mxnet(data: Data, as_float: bool = False) -> Work:
     index = data.rec.with_suffix(".images.idx")
     index.write_text("".join(f"{line}\n" for line in lines if 0 < int(line.split()[0]) <= data.images))
     reader = partial(fn.readers.mxnet, path=[str(data.rec)], index_path=[str(index)], random_shuffle=True)
-    return _dali(reader, data.images, as_float)
+    return _dali(reader, data.images, as_float=False)
 
 
 def _dali(reader: Callable[[], Any], num_images: int, as_float: bool) -> Work:

@@ -51,7 +51,7 @@ RAND_AUGMENT: Mapping[str, Callable[[Picture, float], Picture]] = {
     "Contrast": _enhance(ImageEnhance.Contrast),
     "Sharpness": _enhance(ImageEnhance.Sharpness),
     "Posterize": lambda image, part: ImageOps.posterize(image, 8 - round(4 * part)),
-    "Solarize": lambda image, part: ImageOps.solarize(image, round(255 * (1 - part))),
+    "Solarize": lambda image, part: ImageOps.solarize(image, 255 * (1 - part)),  # type: ignore[arg-type]
     "AutoContrast": lambda image, part: ImageOps.autocontrast(image),
     "Equalize": lambda image, part: ImageOps.equalize(image),
     "Grayscale": lambda image, part: image.convert("L").convert("RGB"),

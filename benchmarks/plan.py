@@ -4,12 +4,11 @@ Simulated shard sets of the size of WebFace42M (2.06 M identities): real manifes
 mix is opened in processes of its own, files in the page cache, and beside it the same mix of 4,000 samples.
 
 The peer is DALI's webdataset reader, which plans nothing but keeps a list of all samples too. It is opened on the first
-million only: at the 2.8 s a million and 277-398 bytes a sample known of it, all would take 2 minutes and 12-17 GB.
+million only, and the table says what all would take in proportion.
 """
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,8 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.simulated import SimulatedSet, simulate, write_indices
+from benchmarks.timing import apart, print_table
 
-_ROOT = Path(__file__).parents[1]
 BATCH = 512
 _LATER_BATCHES = 500
 _FAR_BATCH = 2_000_000
@@ -194,12 +193,7 @@ def _measure_dali(folder: str, num_samples: int) -> _Dali:
 
 def _apart(what: str, *arguments: Any) -> dict[str, Any]:
     """Measure in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.plan", what, json.dumps(arguments)]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{arguments} failed: {done.stderr[-2000:]}")
-    fields: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return fields
+    return apart("benchmarks.plan", what, json.dumps(arguments))
 
 
 def _print_opening(measured: Sequence[tuple[str, _Measured]]) -> None:
@@ -214,7 +208,7 @@ def _print_opening(measured: Sequence[tuple[str, _Measured]]) -> None:
         ]
         for mix, one in measured
     ]
-    _print_table(
+    print_table(
         ["mix", "samples", "catalog s", "strata s", "CPU s", "resident MiB", "peak MiB", "bytes a sample"], rows
     )
 
@@ -234,7 +228,7 @@ def _print_batches(measured: Sequence[tuple[str, _Measured]]) -> None:
         for mix, one in measured
     ]
     far = f"batch {_FAR_BATCH:,}, ms"
-    _print_table(["mix", "samples", "first, ms", "CPU us", "later, median us", "worst us", far], rows)
+    print_table(["mix", "samples", "first, ms", "CPU us", "later, median us", "worst us", far], rows)
 
 
 def _print_limits(measured: Sequence[_Measured], dali: _Dali) -> None:
@@ -252,18 +246,12 @@ def _print_limits(measured: Sequence[_Measured], dali: _Dali) -> None:
     ]
     print(f"\n{largest:,} samples; DALI's webdataset reader measured on {dali.num_samples:,}\n")
     columns = ["", "slowest or largest mix", "limit", "part of the limit", "DALI's reader", "DALI's by ours"]
-    _print_table(columns, [_against_limit(*row) for row in rows])
+    print_table(columns, [_against_limit(*row) for row in rows])
 
 
 def _against_limit(what: str, ours: float, limit: float, dali: float | None) -> list[str]:
     peer = ["-", "-"] if dali is None else [f"{dali:.3g}", f"{dali / ours:.1f}"]
     return [what, f"{ours:.3g}", f"{limit:g}", f"{ours / limit:.2f}", *peer]
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    print(f"| {' | '.join(columns)} |\n|---|{'--:|' * (len(columns) - 1)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

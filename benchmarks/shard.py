@@ -4,23 +4,20 @@ Three tables: one process that checks headers, against other writers; all cores 
 decoding alone; and sets of growing size, whose records should cost the same and need no more memory.
 """
 
-import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.environments import Unbuildable, environment_python
-from benchmarks.timing import Cost, Run, print_costs, take_turns
+from benchmarks.environments import runnable
+from benchmarks.timing import Cost, Run, apart, print_costs, print_table, take_turns
 from shardgen.procedural import draw_face, encode
 from shardgen.recordio import write_insightface
 
-_ROOT = Path(__file__).parents[1]
 _IMAGES_OF_IDENTITY = 10
 _NEEDED_BYTES = 20_000  # of disk for a record: its place in the .rec and in the set made of it, and some air
 _COPY, _OURS, _SHARD_WRITER = (
@@ -86,18 +83,13 @@ def main(smoke: bool = False) -> None:
 
 
 def _compare_writers(inputs: _Inputs, plan: _Plan, smoke: bool) -> None:
-    peers: dict[str, Callable[[], Run]] = {}
-    for row, (peer, environment) in _WRITERS.items():
-        try:
-            python = str(environment_python(environment, build=not smoke)) if environment else sys.executable
-        except Unbuildable as error:
-            print(f"\n{row} is left out: {error}")
-            continue
-        peers[row] = partial(_run, inputs, peer, plan.writers, python)
-    costs = take_turns(peers, plan.rounds)
+    peers = runnable(_WRITERS, build=not smoke)
+    costs = take_turns(
+        {row: partial(_run, inputs, peer, plan.writers, python) for row, peer, python in peers}, plan.rounds
+    )
     print(f"\n{plan.writers} records, one process, no decoding, per record; ratios are of CPU time\n")
     rows = [[row, *_figures(cost), *_ratios(cost, costs)] for row, cost in costs.items()]
-    _print_table(["", "CPU us", "wall us", "records/s per core", "x ShardWriter jpg+json", "x copy"], rows)
+    print_table(["", "CPU us", "wall us", "records/s per core", "x ShardWriter jpg+json", "x copy"], rows)
     print(
         "\nOnly facemix also checks each image's header, hashes images and shards, writes DALI's index and a table, "
         "and waits for the disk."
@@ -150,7 +142,7 @@ def _compare_sizes(inputs: _Inputs, plan: _Plan) -> None:
     ]
     print(f"\n{_OURS}, one process, by the size of the set\n")
     columns = ["records", "CPU us", "of it outside the kernel", "wall us", "peak MiB", "plain copy, CPU us"]
-    _print_table(columns, [*rows, ["last by first", *ratios]])
+    print_table(columns, [*rows, ["last by first", *ratios]])
 
 
 def _growth_figures(ours: Cost, copy: Cost) -> list[float]:
@@ -161,11 +153,7 @@ def _run(inputs: _Inputs, peer: str, records: int, python: str = sys.executable)
     """Measure a peer in a process of its own and delete what it wrote."""
     rec, warm_rec = inputs.rec(records), inputs.rec(_IMAGES_OF_IDENTITY)
     with tempfile.TemporaryDirectory(dir=inputs.folder) as out:
-        command = [python, "-W", "ignore", "-m", "benchmarks.peers", peer, str(rec), str(warm_rec), out]
-        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{peer} failed: {done.stderr[-2000:]}")
-    return Run(**json.loads(done.stdout.splitlines()[-1]))
+        return Run(**apart("benchmarks.peers", peer, str(rec), str(warm_rec), out, python=python))
 
 
 def _figures(cost: Cost) -> list[str]:
@@ -174,9 +162,3 @@ def _figures(cost: Cost) -> list[str]:
 
 def _ratios(cost: Cost, costs: Mapping[str, Cost]) -> list[str]:
     return [f"{costs[name].cpu_us / cost.cpu_us:.2f}" for name in (_SHARD_WRITER, _COPY)]
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    print(f"| {' | '.join(columns)} |\n|---|{'--:|' * (len(columns) - 1)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")

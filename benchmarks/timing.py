@@ -3,14 +3,18 @@
 Standard library only: peers that need other packages import this in environments of their own.
 """
 
+import json
 import resource
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+_ROOT = Path(__file__).parents[1]
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -78,16 +82,32 @@ def _median(runs: list[Run]) -> Cost:
     )
 
 
-def compare(peers: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, Cost]:
-    """Run each peer of this process once to warm up and then `rounds` times in turn."""
-    for peer in peers.values():
-        peer()
-    return take_turns({name: partial(timed, peer) for name, peer in peers.items()}, rounds)
+def apart(module: str, *arguments: str, python: str = sys.executable) -> dict[str, Any]:
+    """Run a module of the benchmarks in a process of its own, and return the JSON of the last line that it prints."""
+    command = [python, "-W", "ignore", "-m", module, *arguments]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{module} {' '.join(arguments)} failed: {done.stderr[-2000:]}")
+    fields: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return fields
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table whose first column is text."""
+    print(f"| {' | '.join(columns)} |\n|---|{'--:|' * (len(columns) - 1)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
 
 
 def print_costs(title: str, costs: Mapping[str, Cost], limit: str) -> None:
     """Print a Markdown table; fractions are the limit's cost by the peer's."""
-    print(f"\n{title}\n\n| | CPU us | wall us | CPU fraction | wall fraction |\n|---|--:|--:|--:|--:|")
-    for name, cost in costs.items():
-        cpu, wall = costs[limit].cpu_us / cost.cpu_us, costs[limit].wall_us / cost.wall_us
-        print(f"| {name} | {cost.cpu_us:.0f} | {cost.wall_us:.0f} | {cpu:.2f} | {wall:.2f} |")
+    print(f"\n{title}\n")
+    rows = [
+        [name, f"{cost.cpu_us:.0f}", f"{cost.wall_us:.0f}", *_fractions(cost, costs[limit])]
+        for name, cost in costs.items()
+    ]
+    print_table(["", "CPU us", "wall us", "CPU fraction", "wall fraction"], rows)
+
+
+def _fractions(cost: Cost, limit: Cost) -> list[str]:
+    return [f"{limit.cpu_us / cost.cpu_us:.2f}", f"{limit.wall_us / cost.wall_us:.2f}"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import SetConfig
+from pipeline.config import LoaderConfig, MixConfig, SetConfig
 from shardgen.procedural import draw_demo
 from tests.support import ROOT, facemix
 from train.config import Recipe
@@ -51,6 +51,7 @@ def test_the_recipes_say_nothing_that_recipes_do_not_know(recipe: str) -> None:
 
 
 SETTINGS = re.findall(r"`((?:balance|identities|images_per_identity|sampling|share|augment): [^`]+)`", README)
+MIX_SETTINGS = re.findall(r"`((?:ramp|per_identity|labels|window_shards): [^`K]+)`", README)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -58,5 +59,15 @@ def test_what_the_readme_says_of_a_set_is_what_recipes_understand(setting: str) 
     assert SetConfig.model_validate({"path": "p", **yaml.safe_load(setting)})
 
 
-def test_the_table_of_settings_is_found() -> None:
-    assert len(SETTINGS) >= 8
+@pytest.mark.parametrize("setting", MIX_SETTINGS)
+def test_what_the_readme_says_of_a_mix_is_what_recipes_understand(setting: str) -> None:
+    assert MixConfig.model_validate({"sets": {"a": {"path": "p"}}, **yaml.safe_load(setting)})
+
+
+def test_the_cache_that_the_readme_names_is_a_setting() -> None:
+    (setting,) = re.findall(r"`(loader: [^`]+)`", README)
+    assert LoaderConfig.model_validate(yaml.safe_load(setting)["loader"]).cache
+
+
+def test_the_tables_of_settings_are_found() -> None:
+    assert (len(SETTINGS), len(MIX_SETTINGS)) == (12, 6)

@@ -51,24 +51,35 @@ def find(path: Path) -> Path:
     return found[-1]
 
 
+class Damaged(Exception):
+    """A file is not as it was written; the text says where."""
+
+
+def read_file(path: Path) -> Any:
+    """Return what is in a file of `torch.save`, tensors on the CPU; only tensors and plain values are accepted.
+
+    So a file from elsewhere cannot run code. Raises `Damaged` when a part of it differs from its checksum, which torch
+    writes and does not read, and whatever a file of something else makes torch raise.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise Damaged(f"{damaged} in it differs from its checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def load(path: Path) -> State:
     """Return a checkpoint's content, tensors on the CPU.
 
-    Only tensors and plain values are accepted, so a file from elsewhere cannot run code. Raises
-    `DataError` when it is damaged, something else, or of another version.
+    Raises `DataError` when it is damaged, something else, or of another version.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch writes checksums and does not read them
-        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        state = read_file(path)
+    except Damaged as error:
+        raise DataError(f"{path} is damaged: {error}; delete it, and --resume goes on from the one before") from None
     except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} is no checkpoint of facemix, or damaged: {reason}") from None
-    if damaged:
-        raise DataError(
-            f"{path} is damaged: {damaged} in it differs from its checksum; "
-            "delete it, and --resume goes on from the one before"
-        )
     if not isinstance(state, dict) or state.get("version") != VERSION:
         found = state.get("version", "none") if isinstance(state, dict) else "none"
         raise DataError(f"{path}: checkpoint version {found}, this facemix reads {VERSION}")

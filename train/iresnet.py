@@ -5,7 +5,7 @@ the first shortcut, and whether the last scale and shift exist. Input `[batch, 3
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -105,22 +105,8 @@ class IResNet(nn.Module):
 class IR(IResNet):
     """The IR-18 to IR-101 of AdaFace's `net.py` and CVLface's `iresnet/model.py`, as they initialise it."""
 
-    def __init__(
-        self,
-        blocks: Sequence[int],
-        *,
-        embedding_size: int = 512,
-        image_size: int = 112,
-        dropout: float = 0.0,
-        squeeze_excitation: SqueezeExcitation = False,
-    ) -> None:
-        super().__init__(
-            blocks,
-            embedding_size=embedding_size,
-            image_size=image_size,
-            dropout=dropout,
-            squeeze_excitation=squeeze_excitation,
-        )
+    def __init__(self, blocks: Sequence[int], *, embedding_size: int = 512, **options: Any) -> None:
+        super().__init__(blocks, embedding_size=embedding_size, **options)
         self.layer1[0].downsample = nn.MaxPool2d(1, 2)  # it keeps the number of channels, so they project nothing
         self.features = nn.BatchNorm1d(embedding_size, affine=False)
         initialise(self)

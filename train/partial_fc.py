@@ -22,10 +22,11 @@ from train.margins import make_margin
 class PartialFC(nn.Module):
     """`MarginHead`, split; the ranks must call it together, with as many samples each.
 
-    Its losses and gradients are those that a replicated head has under DistributedDataParallel, which averages
-    gradients over ranks and must leave this module's alone. Its `state_dict` holds all centres, and loads into any
-    number of ranks; as it gathers them, all ranks must ask for it. A sampled step uses `sampled` of each rank's
-    identities, or as many as the global batch has samples where that is more.
+    Its losses and gradients are those of an unsplit head that sees the global batch. (A replicated one takes the
+    statistics of adaface and curricularface, and the order of elastic_*_plus, from its rank's slice alone.) They are
+    averaged over the ranks already, so DistributedDataParallel must leave this module alone. Its `state_dict` holds all
+    centres, and loads into any number of ranks; as it gathers them, all ranks must ask for it. A sampled step uses
+    `sampled` of each rank's identities, or as many as the global batch has samples where that is more.
     """
 
     def __init__(self, config: HeadConfig, embedding_size: int, num_identities: int, world: World) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from shardgen.errors import DataError, UsageError
+from train.checkpoint import Damaged, read_file
 from train.iresnet import IR
 
 # Where the state dict is: Lightning (AdaFace), arcface_torch's checkpoints, facemix'; otherwise the file is the dict.
@@ -73,7 +74,9 @@ def _read(path: Path) -> State:
     if not path.is_file():
         raise UsageError(f"{path} does not exist; give a file of weights")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_file(path)
+    except Damaged as error:
+        raise DataError(f"{path} is damaged: {error}; fetch it again") from None
     except Exception:  # a damaged file can raise anything, with a page of advice
         raise DataError(
             f"{path} is damaged, not PyTorch's, or holds more than tensors and plain values, which could run code; "

@@ -4,9 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-import pytest
-
-from benchmarks.timing import Cost, Run, compare, take_turns, timed
+from benchmarks.timing import Cost, Run, take_turns, timed
 
 BURN = "import time\nwhile time.process_time() < 0.2: pass"
 
@@ -23,7 +21,7 @@ def test_the_peak_is_what_was_resident() -> None:
     held = 64 << 20
     before = timed(lambda: 1).peak_bytes
     after = timed(lambda: len(bytes(before) + b"\1" * held)).peak_bytes
-    assert after >= held
+    assert after - before >= held
 
 
 def test_peers_take_turns_and_costs_are_medians_per_item() -> None:
@@ -43,10 +41,3 @@ def test_peers_take_turns_and_costs_are_medians_per_item() -> None:
     costs = take_turns({"one": peer("one"), "ten": peer("ten")}, rounds=3)
     assert order == ["one", "ten"] * 3
     assert costs == {"one": Cost(0.5e6, 0.25e6, 1e6, 4), "ten": Cost(5e6, 2.5e6, 10e6, 40)}
-
-
-@pytest.mark.parametrize("rounds", [1, 3])
-def test_each_peer_is_warmed_up_once(rounds: int) -> None:
-    calls: list[int] = []
-    compare({"peer": lambda: calls.append(1) or 1}, rounds)  # type: ignore[func-returns-value]
-    assert len(calls) == 1 + rounds

@@ -172,6 +172,16 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path) -> None:
         load_weights(iresnet(), tmp_path / "cut.pt")
 
 
+def test_a_flipped_bit_is_found_as_in_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "flipped.pt"
+    torch.save(IRESNET_STATE, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"flipped.pt is damaged: [^\n]* differs from its checksum; fetch it again"):
+        load_weights(iresnet(), path)
+
+
 def test_a_file_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         load_weights(iresnet(), tmp_path / "absent.pt")
