@@ -7,7 +7,7 @@ a buffer, and its own random numbers belong to batch slots instead of samples.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,6 @@ Images = npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
 """`[batch, size, size, 3]`, RGB; or files as arrays."""
 
 JPEG = b"\xff\xd8\xff"
-
-# nvJPEG's buffers for a thread: DALI's defaults of 16 MiB on the device and 8 on the host are for photographs.
-_FACE_BYTES = 1 << 20
 
 
 class DecodingFailed(RuntimeError):
@@ -55,10 +52,6 @@ class GraphOptions:
     prefetch: int
     possible_ops: Sequence[frozenset[Op]] = ()
     """What each step of an image may be; empty where nothing happens to images in the graph."""
-    decoder: Literal["cpu", "mixed"] = "cpu"
-    """mixed: all of a JPEG but its Huffman codes is decoded on the GPU."""
-    hardware_share: float = 0.0
-    """With mixed: part of a batch that the GPU's JPEG engine decodes, if it has one."""
 
 
 def decoded(inputs: Iterator[Inputs], options: GraphOptions) -> Iterator[torch.Tensor]:
@@ -106,7 +99,7 @@ def _headers() -> Node:
 
 
 def _run(
-    inputs: Iterator[tuple[Images, Steps | None]] | Iterator[tuple[Images, Steps]],
+    inputs: Iterator[tuple[Images, Steps | None]],
     options: GraphOptions,
     graph: Callable[..., Pipeline],
 ) -> Iterator[torch.Tensor]:
@@ -147,14 +140,7 @@ def _run(
 @pipeline_def  # type: ignore[untyped-decorator]
 def _decoding(source: Source, options: GraphOptions) -> Node:
     encoded, *steps = _inputs(source, options, ndim=1, layout="")
-    images = fn.decoders.image(
-        encoded,
-        device=options.decoder,
-        output_type=types.RGB,
-        hw_decoder_load=options.hardware_share,
-        device_memory_padding=_FACE_BYTES,
-        host_memory_padding=_FACE_BYTES,
-    )
+    images = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
     if options.resize:
         images = fn.resize(images, size=options.image_size, interp_type=types.INTERP_LINEAR, antialias=True)
     return _after_steps(images, steps, options)

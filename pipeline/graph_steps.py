@@ -2,8 +2,8 @@
 
 Every step of the graph has a branch for each operation that it may be, and DALI's conditional execution
 sends each image through its own. Arithmetic follows Pillow's down to its rounding. What DALI has no operator for
-comes close: EQUALIZE to a level, BLUR to two, LOW_RESOLUTION except by nearest to one or two in the mean, JPEG on
-GPUs; tests/pipeline/test_graph_steps.py holds the tolerances.
+comes close: EQUALIZE to a level, BLUR to two, LOW_RESOLUTION to one or two in the mean (at some sides four; by nearest
+exactly but at 8 of 90 sides), JPEG on GPUs; tests/pipeline/test_graph_steps.py holds the tolerances.
 """
 
 from collections.abc import Callable, Mapping, Sequence

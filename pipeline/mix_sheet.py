@@ -35,6 +35,5 @@ def mix_sheet(plan: Plan, augmentation: AugmentConfig, config: LoaderConfig) -> 
 def _some_of(plan: Plan, set_name: str) -> Ids:
     """Return a few of a set's samples, evenly over its strata and the samples in them."""
     strata = [stratum.members.ids for stratum in plan.strata if stratum.set_name == set_name]
-    faces = range(min(_FACES, sum(map(len, strata))))
-    parts = [strata[face * len(strata) // len(faces)] for face in faces]
-    return np.array([int(ids[len(ids) * face // len(faces)]) for face, ids in zip(faces, parts, strict=True)])
+    picked = [(strata[face * len(strata) // _FACES], face) for face in range(_FACES)]
+    return np.unique([int(ids[len(ids) * face // _FACES]) for ids, face in picked])

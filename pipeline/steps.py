@@ -2,7 +2,7 @@
 
 Every image has a row of steps, each an operation and its parameters, to be applied from left to right.
 Rows are drawn by `pipeline.augment`, and executed by `pipeline.reference` (plain and slow, the oracle),
-`pipeline.fused` (OpenCV, on CPUs) and `pipeline.graph` (DALI, on GPUs). Images are RGB.
+`pipeline.fused` (OpenCV, on CPUs) and `pipeline.graph_steps` (DALI, on GPUs). Images are RGB.
 """
 
 from dataclasses import dataclass
@@ -57,6 +57,3 @@ class Steps:
     """`[batch, steps]`: `Op` codes."""
     parameters: npt.NDArray[np.float32]
     """`[batch, steps, MAX_PARAMETERS]`: 0 where an operation has fewer."""
-
-    def __len__(self) -> int:
-        return len(self.ops)

@@ -191,7 +191,7 @@ def test_a_killed_process_leaves_whole_rows(tmp_path: Path) -> None:
     wait_until(lambda: any(tmp_path.glob("*/*.rows")))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert held_by(cache_in(tmp_path)) <= set(range(NUM))
+    assert 0 in held_by(cache_in(tmp_path))  # whose pixels are compared, as all others' that count
 
 
 def full_after(monkeypatch: pytest.MonkeyPatch, rows: int, how: str) -> None:

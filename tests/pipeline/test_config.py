@@ -153,10 +153,11 @@ def test_an_operation_is_a_probability_or_says_more() -> None:
     [
         ("fancy", "no augmentation is called fancy; there are none, flip, randaugment"),
         ({"blur": 2}, "less than or equal to 1"),
-        ({"blur": {"probability": 1, "sigma": [3, 1]}}, "sigma .* should rise"),
+        ({"blur": {"probability": 1, "sigma": [3, 1]}}, r"\[3.0, 1.0\] should rise"),
         ({"randaugment": {"magnitude": 31}}, "less than or equal to 30"),
         ({"affine": {"degrees": 20}}, "not how often; add a probability"),
-        ({"blur": {"probability": 1, "sigma": [0, 1]}}, "should lie above 0"),
+        ({"blur": {"probability": 1, "sigma": [0, 1]}}, "lie above 0"),
+        ({"jpeg": {"probability": 1, "quality": [0.5, 50]}}, "valid integer"),
         ({"jpeg": {"probability": 1, "quality": [50, 101]}}, "not above 100"),
         ({"crop": {"probability": 1, "scale": [0.5, 1.5]}}, "not above 1"),
     ],

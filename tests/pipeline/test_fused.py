@@ -124,6 +124,13 @@ def test_chains_on_real_faces_are_the_plain_ones_nearly_everywhere(preset: str, 
     assert (difference > 1).mean() < 2e-4  # what a level more or less is to SOLARIZE and EQUALIZE
 
 
+def test_warps_of_large_images_are_the_plain_ones_nearly_everywhere() -> None:
+    images = np.random.default_rng(3).integers(0, 256, (40, 224, 224, 3), np.uint8)
+    config, ids = AugmentConfig.model_validate({"flip": 0, "affine": 1}), np.arange(len(images))
+    fast, plain = both(images, draw_steps(config, 7, 224, ids, ids))
+    assert (fast != plain).any(-1).mean() < 1e-4
+
+
 def test_what_is_not_rounded_is_exact_on_real_faces(faces: Pixels) -> None:
     steps = random_steps("randaugment", len(faces))
     exact = ~np.isin(steps.ops, ROUNDED).any(1)

@@ -33,14 +33,19 @@ TOLERANCES: Mapping[Op, tuple[int, float]] = {
 """Levels by which a value may differ from the reference's after one operation, and by which values differ in
 the mean; operations that are not named are exact, LOW_RESOLUTION follows."""
 RESIZED: Mapping[int, tuple[float, float]] = {
-    cv2.INTER_NEAREST: (0, 0),  # but for sides where pixels coincide, and OpenCV's rounding picks the one before
+    cv2.INTER_NEAREST: (0.05, 0.05),  # at 8 of 90 sides pixels coincide, and OpenCV's rounding picks the one before
     cv2.INTER_LINEAR: (0.2, 0.2),
     cv2.INTER_CUBIC: (0.4, 0.8),  # another cubic: -.5 instead of -.75
     cv2.INTER_AREA: (0.9, 1.6),  # a triangle instead of a box
     cv2.INTER_LANCZOS4: (0.3, 0.5),  # three lobes instead of four
 }
-"""OpenCV's interpolation -> levels in the mean by which LOW_RESOLUTION differs for going down, and up, by it."""
+"""OpenCV's interpolation -> levels in the mean, over all sides that are drawn, by which LOW_RESOLUTION differs for
+going down, and up, by it."""
+RESIZED_AT_WORST = 4.0
+"""Levels in the mean at the side where the two differ most (44, down by any and up by area)."""
 CHAINS: Mapping[str, tuple[float, float]] = {
+    "none": (0, 0),
+    "flip": (0, 0),
     "affine": (0, 0),
     "randaugment": (0.15, 0.015),
     "adaface": (0.3, 0.03),
@@ -49,7 +54,7 @@ CHAINS: Mapping[str, tuple[float, float]] = {
 }
 """Configuration -> levels in the mean, and share of values more than two levels off, after all steps."""
 GPU_JPEG_MEAN = 4.0
-"""On a GPU, DALI only mimics the encoder; on a CPU it calls OpenCV's."""
+"""On a GPU, DALI only mimics the encoder; on a CPU it calls OpenCV's. Not yet measured: no GPU has run this."""
 
 CONFIGS: Mapping[str, Any] = {
     **PRESETS,
@@ -187,14 +192,15 @@ def test_every_operation_is_the_references(name: str, device: torch.device, requ
             assert difference.mean() <= mean, op
 
 
-def test_low_resolution_is_the_references_nearly(standins: Pixels, device: torch.device) -> None:
-    side, number = np.resize([23, 37, 53, 71, 89, 101, 109], 100), len(standins)
-    down, up = np.array([(down, up) for down in RESIZED for up in RESIZED]).repeat(4, 0).T
-    steps = one_step(Op.LOW_RESOLUTION, [side, side, down, up], number)
-    difference = off(executed(standins, steps, [frozenset({Op.LOW_RESOLUTION})], device), plain(standins, steps))
-    for pair in zip(down[::4], up[::4], strict=True):
-        mean = difference[(down == pair[0]) & (up == pair[1])].mean()
-        assert mean <= RESIZED[pair[0]][0] + RESIZED[pair[1]][1], pair
+@pytest.mark.parametrize(("down", "up"), list(product(RESIZED, RESIZED)))
+def test_low_resolution_is_the_references_nearly(down: int, up: int, standins: Pixels, device: torch.device) -> None:
+    sides = np.arange(22, 112)  # all that AdaFace's set draws
+    faces, number = standins[: len(sides)], len(sides)
+    steps = one_step(Op.LOW_RESOLUTION, [sides, sides, np.full(number, down), np.full(number, up)], number)
+    difference = off(executed(faces, steps, [frozenset({Op.LOW_RESOLUTION})], device), plain(faces, steps))
+    of_sides = difference.mean((1, 2, 3))
+    assert of_sides.mean() <= RESIZED[down][0] + RESIZED[up][1]
+    assert of_sides.max() <= RESIZED_AT_WORST
 
 
 def test_low_resolution_may_be_oblong(standins: Pixels, device: torch.device) -> None:

@@ -187,23 +187,6 @@ def test_each_image_comes_once_a_pass_and_passes_follow_each_other(
     assert sum(len(stratum.members.ids) for stratum in plan.strata) == len(plan.catalog)
 
 
-@EVERY_MIX
-@pytest.mark.parametrize("batch_size", [240])
-def test_ranks_of_any_number_take_slices_of_the_same_batch_and_cut_no_unit(mix: MixConfig, batch_size: int) -> None:
-    alone = plan_of(mix, batch_size)
-    for world_size in (1, 2, 3, 8):
-        per_rank = batch_size // world_size
-        assert per_rank % alone.unit == 0
-        plans = [plan_of(mix, batch_size) for _ in range(world_size)]
-        for number in range(4):
-            slices = [
-                [column[rank * per_rank : (rank + 1) * per_rank] for column in columns(plan.batch(number))]
-                for rank, plan in enumerate(plans)
-            ]
-            together = [np.concatenate(parts) for parts in zip(*slices, strict=True)]
-            assert all(map(np.array_equal, together, columns(alone.batch(number))))
-
-
 @pytest.mark.parametrize("unit", [2, 3, 5])
 def test_a_unit_is_one_identity_whose_images_stand_side_by_side(unit: int) -> None:
     mix = mix_of({"real": {"share": 0.5, "balance": "group"}, "drawn": {"share": 0.5}}, per_identity=unit)
