@@ -1,25 +1,20 @@
 """A contact sheet: a labelled row of faces for each set and each group in it."""
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from shardgen.images import Rgb, Unreadable, decode
+from shardgen.labels import side_label
 from shardgen.shardset import ShardSet
 from shardgen.summary import MAX_VALUES
 
 CELL = 112
 COLUMNS = 8
-_LABEL_WIDTH = 220
-_LABEL_LINES = 5
-_LABEL_LETTERS = 24  # that fit in a line
 
 
 class Row(NamedTuple):
@@ -48,7 +43,7 @@ def rows(path: Path) -> Iterator[Row]:
 def contact_sheet(paths: Sequence[Path]) -> Rgb:
     """Return the rows of all sets below each other, with their labels to the left."""
     return np.concatenate(
-        [np.concatenate([_label(row.label), row.faces], axis=1) for path in paths for row in rows(path)]
+        [np.concatenate([side_label(row.label, CELL), row.faces], axis=1) for path in paths for row in rows(path)]
     )
 
 
@@ -58,15 +53,6 @@ def write_png(path: Path, picture: Rgb) -> None:
     assert done
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(data))
-
-
-def _label(text: str) -> Rgb:
-    """Draw a label in a font that every installation has and that knows more than English."""
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 15)
-    picture = Image.new("RGB", (_LABEL_WIDTH, CELL), "white")
-    lines = textwrap.wrap(text, _LABEL_LETTERS)[:_LABEL_LINES]
-    ImageDraw.Draw(picture).multiline_text((6, 6), "\n".join(lines), "black", font)
-    return np.asarray(picture)
 
 
 def _faces(shards: ShardSet, axis: str | None, code: int) -> Rgb:
