@@ -43,7 +43,8 @@ def environment_python(name: str, build: bool = True) -> Path:
     """Return the Python of an environment; build it if need be and allowed."""
     folder = ENVIRONMENTS / name
     python, ready = folder / "bin" / "python", folder / ".ready"
-    if ready.exists():
+    wanted = "\n".join(_PACKAGES[name])
+    if ready.is_file() and ready.read_text() == wanted:
         return python
     if not build:
         raise Unbuildable(f"the environment {name} is not built yet")
@@ -53,7 +54,7 @@ def environment_python(name: str, build: bool = True) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     _run(name, base, "-m", "venv", str(folder))
     _run(name, str(python), "-m", "pip", "install", "--quiet", "--no-deps", *_PACKAGES[name])
-    ready.touch()
+    ready.write_text(wanted)
     return python
 
 

@@ -56,6 +56,8 @@ class LandmarkTable:
                 f"{path}: --align wants one column named path or key and ten of coordinates, x and y of left eye, "
                 f"right eye, nose, left and right corner of the mouth; it has {', '.join(table.column_names)}"
             )
+        if not len(table):
+            raise DataError(f"{path} has no row below its header; give a table with landmarks")
         self.by_key = keys[0] == "key"
         key_column = names[keys[0]]
         try:
@@ -81,6 +83,14 @@ def _read(path: Path) -> pa.Table:
     if not path.is_file():
         raise UsageError(f"{path} is no file; --align takes a CSV or parquet table of landmarks")
     try:
-        return pq.read_table(path) if path.suffix == ".parquet" else pa.csv.read_csv(path)
+        return pq.read_table(path) if path.suffix == ".parquet" else _read_csv(path)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no table: {' '.join(str(error).split())}") from None
+
+
+def _read_csv(path: Path) -> pa.Table:
+    """Read all columns as text: a key such as 00000000 is no number."""
+    with pa.csv.open_csv(path) as stream:
+        names = stream.schema.names
+    texts = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
+    return pa.csv.read_csv(path, convert_options=texts)

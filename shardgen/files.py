@@ -2,8 +2,10 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +13,24 @@ from shardgen.errors import UsageError
 
 ASIDE = "*.part"
 """Matches what a killed process leaves of files that it did not complete."""
+
+
+_MAX_OPEN_FILES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """An open file, closed when nobody holds it any more."""
+
+    number: int
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+def keeping_open() -> Callable[[Path], Descriptor]:
+    """Return what opens files for reading and keeps the last few of them open, for as long as it is kept itself."""
+    return lru_cache(_MAX_OPEN_FILES)(lambda path: Descriptor(os.open(path, os.O_RDONLY)))
 
 
 @contextmanager

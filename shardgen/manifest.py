@@ -121,12 +121,6 @@ def _canonical(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
 
 
-def _sealed(fields: Mapping[str, Any]) -> bytes:
-    """Return the file's bytes: the fields with the hash of their own canonical form."""
-    seal = hashlib.sha256(_canonical(fields)).hexdigest()
-    return _canonical({**fields, "manifest_sha256": seal})
-
-
 def _is_intact(content: bytes) -> bool:
     """Return whether the hash in a manifest is that of all the rest, without making millions of names anew."""
     seal = _SEAL.search(content)
@@ -136,9 +130,12 @@ def _is_intact(content: bytes) -> bool:
     )
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Publish the set: write the manifest aside, sync it, rename it, sync the folder."""
-    write_durably(folder / MANIFEST, _sealed(manifest.model_dump(mode="json")))
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Publish the set: write the manifest aside, sync it, rename it, sync the folder; return it with its seal."""
+    fields = manifest.model_dump(mode="json")
+    seal = hashlib.sha256(_canonical(fields)).hexdigest()
+    write_durably(folder / MANIFEST, _canonical({**fields, "manifest_sha256": seal}))
+    return manifest.model_copy(update={"seal": seal})
 
 
 def read_manifest(folder: Path, file: str = MANIFEST) -> Manifest:

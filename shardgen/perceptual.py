@@ -78,6 +78,7 @@ def perceptual_hash(image: bytes) -> npt.NDArray[np.uint8]:
 
 def hash_images(parts: Sequence[tuple[Path, Rows]], workers: int) -> Hashes:
     """Return the hashes of some rows of some sets, in the order given."""
+    _opened.cache_clear()  # a set may have been made anew in its place
     jobs = [(folder, rows[at : at + _CHUNK]) for folder, rows in parts for at in range(0, len(rows), _CHUNK)]
     hashes: list[Hashes] = [np.empty((0, BITS // 8), np.uint8)]
     for done in _hashed(jobs, min(workers, len(jobs))):

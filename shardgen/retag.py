@@ -73,8 +73,7 @@ def retag(folder: Path, sources: Sequence[tuple[str, Tags]]) -> Manifest:
             "tag_sources": reports,
             "job": {**old.job, "tags": tags.fingerprint()},
         }
-        write_manifest(folder, old.model_copy(update=changes))
-        return read_manifest(folder)
+        return write_manifest(folder, old.model_copy(update=changes))
 
 
 def _own_tags(data: ShardSet) -> Tags:

@@ -5,23 +5,22 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import xxhash
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One face image with what is known about it."""
+    """What is known about one face image, and the JSON that says so."""
 
     key: str
     """Matches `[0-9a-f]{1,15}`: WebDataset splits names at dots, DALI's index at spaces."""
-    image: bytes
     identity: str
     dataset: str
     origin: str
     tags: Mapping[str, str]
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str]
 
     def json_member(self) -> bytes:
         """Return the bytes of `<key>.json`: the same fields always give the same bytes."""

@@ -1,8 +1,8 @@
 """A finished shard set, opened for reading: its manifest, its tables as one, its images by row."""
 
-import mmap
-from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardgen.errors import DataError
+from shardgen.files import Descriptor, keeping_open
 from shardgen.manifest import MANIFEST, Manifest, read_manifest
 
 
@@ -47,9 +48,18 @@ class ShardSet:
         """Return the image bytes of the sample at a position in the set."""
         shard = int(np.searchsorted(self._starts, row, "right")) - 1
         offsets, sizes = self._places
-        return _mapped(self.folder / f"{self.manifest.shards[shard].name}.tar")[
-            offsets[row] : offsets[row] + sizes[row]
-        ]
+        tar = self.folder / f"{self.manifest.shards[shard].name}.tar"
+        try:
+            content = os.pread(self._open(tar).number, int(sizes[row]), int(offsets[row]))
+        except OSError as error:
+            raise DataError(f"{tar} cannot be read: {error.strerror}; see `facemix verify {self.folder}`") from None
+        if len(content) < sizes[row]:
+            raise DataError(f"{tar} ends inside an image; see `facemix verify {self.folder}`")
+        return content
+
+    @cached_property
+    def _open(self) -> Callable[[Path], Descriptor]:
+        return keeping_open()
 
     @cached_property
     def _starts(self) -> npt.NDArray[np.int64]:
@@ -60,12 +70,3 @@ class ShardSet:
     def _places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         table = self.table(["offset", "size"])
         return table["offset"].to_numpy(), table["size"].to_numpy()
-
-
-@lru_cache(maxsize=64)
-def _mapped(tar: Path) -> mmap.mmap:
-    try:
-        with tar.open("rb") as stream:
-            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{tar} cannot be read: {error}; see `facemix verify {tar.parent}`") from None

@@ -10,6 +10,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -98,7 +99,9 @@ class Source(ABC):
         """Return a hash of the files' sizes and times: it changes with a file that was written over."""
         digest = hashlib.sha256()
         for path in self.files():
-            status = path.stat() if path.exists() else None
+            status = None
+            with suppress(FileNotFoundError):
+                status = path.stat()
             digest.update(f"{status and (status.st_size, status.st_mtime_ns)}\n".encode())
         return digest.hexdigest()
 

@@ -37,6 +37,10 @@ class Spread:
     mean: float
     most: float
 
+    def brief(self) -> str:
+        """Return the median and, in brackets, the least and the most."""
+        return f"{self.median:g} ({self.least:g}-{self.most:g})"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -211,9 +215,9 @@ def _cells(group: Group) -> tuple[str, ...]:
     return (
         str(group.samples),
         str(group.identities),
-        f"{images.median:g} ({images.least:g}-{images.most:g})",
+        images.brief(),
         group.size,
-        f"{quality.median:g} ({quality.least:g}-{quality.most:g})" if quality else "-",
+        quality.brief() if quality else "-",
     )
 
 

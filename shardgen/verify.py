@@ -146,7 +146,6 @@ def _remake(row: Mapping[str, Any], start: int, tar: bytes, manifest: Manifest, 
     width, height = (info.width, info.height) if looked else (0, 0)
     sample = Sample(
         key=row["key"],
-        image=image,
         identity=manifest.identities[row["identity"]],
         dataset=manifest.name,
         origin=manifest.origin,
@@ -169,6 +168,7 @@ def _count_faults(folder: Path, manifest: Manifest, counted: Counted) -> Iterato
         ("num_rejected", manifest.num_rejected, num_rejected),
         ("num_read", manifest.num_read, counted.num_samples() + num_rejected),
         ("counts", manifest.counts, counted.counts()),
+        ("order", manifest.order, manifest.order and counted.order()),
     ):
         if said != found:
             yield f"{folder / MANIFEST}: {name} is {said}, counted were {found}; {_WAY_OUT}"

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardgen.errors import DataError, UsageError
-from shardgen.inputs.slices import NO_IMAGE, Descriptor, SliceSource, files_of
+from shardgen.files import Descriptor
+from shardgen.inputs.slices import NO_IMAGE, SliceSource, files_of
 from shardgen.sources import IDENTITY_FIELDS, Records, Source, identity_name, number_identities, text
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "picture", "face")
@@ -33,6 +34,8 @@ class ParquetSource(SliceSource):
 
     tables: Sequence[Path]
     spool: Descriptor | None
+    content: str
+    """A hash of the images, which opening the input found."""
 
     def files(self) -> Iterator[Path]:
         """Yield the tables."""
@@ -41,6 +44,10 @@ class ParquetSource(SliceSource):
     def part(self, records: Records, **changes: Any) -> Source:
         """Return some of the records, which find their images through this process."""
         return super().part(records, spool=None, **changes)
+
+    def fingerprint(self) -> str:
+        """Hash the images too."""
+        return hashlib.sha256(f"{super().fingerprint()} {self.content}".encode()).hexdigest()
 
 
 def open_parquet(path: Path, identity_column: str | None = None, spool_folder: Path | None = None) -> ParquetSource:

@@ -1,10 +1,9 @@
 """Images that lie as they are in larger files: a record is a file's number, an offset and a size."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,21 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shardgen.errors import DataError, UsageError
+from shardgen.files import Descriptor, keeping_open
 from shardgen.images import Unreadable
 from shardgen.sources import Records, Source, each
 
 NO_IMAGE = -1
-_MAX_OPEN_FILES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Descriptor:
-    """An open file, closed when nobody holds it any more."""
-
-    number: int
-
-    def __del__(self) -> None:
-        os.close(self.number)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,8 +33,6 @@ class SliceSource(Source):
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
     """Bytes of each slice; -1 for a record without an image."""
-    content: str = ""
-    """A hash of the images, where opening the input found one."""
 
     def names(self) -> Iterator[str]:
         """Yield the records' names."""
@@ -70,7 +57,7 @@ class SliceSource(Source):
 
     @cached_property
     def _open(self) -> Callable[[Path], Descriptor]:
-        return lru_cache(_MAX_OPEN_FILES)(lambda path: Descriptor(os.open(path, os.O_RDONLY)))
+        return keeping_open()
 
     def files(self) -> Iterator[Path]:
         """Yield the files that are sliced."""
@@ -81,10 +68,6 @@ class SliceSource(Source):
         used, numbers = np.unique(self.file_numbers[records], return_inverse=True)
         archives = [self.archives[number] for number in used]
         return super().part(records, archives=archives, file_numbers=numbers.astype(np.int32), **changes)
-
-    def fingerprint(self) -> str:
-        """Hash what is known of the images too."""
-        return hashlib.sha256(f"{super().fingerprint()} {self.content}".encode()).hexdigest()
 
 
 def files_of(path: Path, suffix: str) -> list[Path]:

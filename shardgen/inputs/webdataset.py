@@ -19,8 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shardgen.errors import DataError
+from shardgen.files import Descriptor
 from shardgen.images import EXTENSIONS
-from shardgen.inputs.slices import NO_IMAGE, Descriptor, SliceSource, files_of
+from shardgen.inputs.slices import NO_IMAGE, SliceSource, files_of
 from shardgen.inputs.tagged import TagRow, tags_of_rows
 from shardgen.inputs.tars import members
 from shardgen.manifest import MANIFEST

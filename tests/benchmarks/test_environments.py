@@ -37,5 +37,12 @@ def test_a_failed_build_leaves_nothing_that_looks_ready(nothing_built: Path, mon
 
 def test_what_is_ready_is_used(nothing_built: Path) -> None:
     (nothing_built / "mds").mkdir()
-    (nothing_built / "mds" / ".ready").touch()
+    (nothing_built / "mds" / ".ready").write_text("\n".join(environments._PACKAGES["mds"]))
     assert environment_python("mds") == nothing_built / "mds" / "bin" / "python"
+
+
+def test_what_is_ready_with_other_versions_is_not(nothing_built: Path) -> None:
+    (nothing_built / "mds").mkdir()
+    (nothing_built / "mds" / ".ready").write_text("mosaicml-streaming==0.1")
+    with pytest.raises(Unbuildable, match="not built yet"):
+        environment_python("mds", build=False)

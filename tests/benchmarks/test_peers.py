@@ -74,8 +74,9 @@ def test_the_smallest_webdataset_has_image_and_label(rec: Path, tmp_path: Path) 
         assert int(members[f"{record:08x}.cls"]) == source.labels[record]
 
 
-def test_the_copy_is_one(rec: Path, tmp_path: Path) -> None:
-    PEERS["copy"](rec)(tmp_path)
+@pytest.mark.parametrize("name", ["copy", "promises"])
+def test_the_copy_is_one(name: str, rec: Path, tmp_path: Path) -> None:
+    PEERS[name](rec)(tmp_path)
     assert (tmp_path / "copy.rec").read_bytes() == rec.read_bytes()
 
 

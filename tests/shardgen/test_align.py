@@ -62,6 +62,12 @@ def test_a_parquet_table_by_key_reads_alike(tmp_path: Path) -> None:
     np.testing.assert_allclose(table.of(["0000002a"])[0], TEMPLATE)
 
 
+@pytest.mark.parametrize("key", ["00000000", "000001e2"])
+def test_a_key_that_looks_like_a_number_stays_a_key(key: str, tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text("\n".join([HEADER.replace("path", "key"), row(key)]))
+    np.testing.assert_allclose(LandmarkTable(tmp_path / "points.csv").of([key])[0], TEMPLATE)
+
+
 @pytest.mark.parametrize(
     ("text", "error", "says"),
     [
@@ -70,6 +76,7 @@ def test_a_parquet_table_by_key_reads_alike(tmp_path: Path) -> None:
         (HEADER + "\n" + row("a") + "\n" + row("a"), DataError, "more than once"),
         (HEADER + "\n" + row("a").replace("38.2946", "left"), DataError, "no number"),
         (HEADER + "\na,1", DataError, "no table"),
+        (HEADER + "\n", DataError, "no row below its header"),
     ],
 )
 def test_another_table_is_refused(tmp_path: Path, text: str, error: type[Exception], says: str) -> None:

@@ -23,8 +23,8 @@ from shardgen.recordio import RecordWriter, pack, write_insightface
 from shardgen.sample import sample_key
 from shardgen.sources import CHUNK_RECORDS, Source
 from shardgen.tags import no_tags
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 # Records are looked at in hundreds and in tens of thousands; these fill several of either.
 MANY = 2 * CHUNK_RECORDS + 300
 

@@ -26,4 +26,4 @@ def test_samples_written_together_are_canonical_json(
             "tags": of_sample,
         }
         assert member == json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-        assert member == Sample("0", b"", identity, dataset, origin, of_sample, {"source": source}).json_member()
+        assert member == Sample("0", identity, dataset, origin, of_sample, {"source": source}).json_member()

@@ -343,3 +343,10 @@ def test_deep_finds_a_revision_that_is_more_than_other_tags(retagged: Path, colu
 def test_deep_finds_a_later_manifest_that_contradicts_the_first(retagged: Path, changes: dict[str, Any]) -> None:
     reseal(retagged, **changes)
     assert found(retagged, deep=True)
+
+
+def test_order_statistics_that_the_tables_do_not_bear_out_are_named(copied: Path) -> None:
+    order = read_manifest(copied).order
+    assert order is not None
+    reseal(copied, order=order.model_copy(update={"identities_per_shard": 77.0}))
+    assert any("order is adjacent_same_identity" in fault for fault in found(copied, deep=True))
