@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,3 +68,29 @@ def facemix(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess
     """Run the command line in a process of its own."""
     command = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait up to 20 seconds."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def cut_in_half(path: Path) -> None:
+    """Cut a file short where it lies."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def extend(path: Path) -> None:
+    """Append to a file."""
+    with path.open("ab") as stream:
+        stream.write(b"more")
+
+
+def exchange(path: Path) -> None:
+    """Rename another file of the same size over it."""
+    other = path.with_suffix(".new")
+    other.write_bytes(path.read_bytes()[::-1])
+    other.replace(path)

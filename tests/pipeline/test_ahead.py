@@ -4,24 +4,18 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 
 import pytest
 
 from pipeline.ahead import Ahead
+from tests.support import wait_until
 
 
 def numbers(end: int, made: list[int]) -> Generator[int, None, None]:
     for number in range(end):
         made.append(number)
         yield number
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 5, 100])

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from pipeline import cache
 from pipeline.cache import DecodedCache, Pixels
 from pipeline.order import Ids
 from shardgen.errors import UsageError
-from tests.support import ROOT, Killed, stop_before
+from tests.support import ROOT, Killed, stop_before, wait_until
 
 NUM, SIZE = 50, 16
 
@@ -110,13 +108,6 @@ def test_ranks_share_what_each_of_them_has_put(tmp_path: Path) -> None:
         == held_by(cache_in(tmp_path, 7))
         == set(range(50)) - {*range(3, 50, 5)} - {*range(4, 50, 5)}
     )
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_ranks_learn_of_each_other_while_they_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from shardgen.shardset import ShardSet
 from shardgen.tag_tables import join_table, read_table
 from shardgen.tags import UNKNOWN, Records, no_tags
 from shardgen.writer import table_bytes, table_schema
-from tests.support import make_set
+from tests.support import extend, make_set
 
 
 def tagged_set(out: Path, table: str, **config: Any) -> Path:
@@ -307,16 +307,8 @@ def test_a_column_without_numbers_is_refused_with_those_that_have_some(scored: C
         scored.columns("second", [name])
 
 
-def remove(path: Path) -> None:
-    path.unlink()
-
-
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
-
-
-def extend(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"\0")
 
 
 def edit(path: Path) -> None:
@@ -326,13 +318,13 @@ def edit(path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "harm", "message"),
     [
-        ("manifest.json", remove, "did not finish"),
+        ("manifest.json", Path.unlink, "did not finish"),
         ("manifest.json", cut, "not as it was written"),
         ("manifest.json", edit, "not as it was written"),
-        ("000001.tar", remove, "000001.tar is missing"),
+        ("000001.tar", Path.unlink, "000001.tar is missing"),
         ("000001.tar", cut, "000001.tar is missing or not [0-9]+ bytes.*facemix verify"),
         ("000001.tar", extend, "000001.tar is missing or not"),
-        ("000002.parquet", remove, "000002.parquet is missing"),
+        ("000002.parquet", Path.unlink, "000002.parquet is missing"),
         ("000000.parquet", cut, "000000.parquet is missing or not"),
     ],
 )

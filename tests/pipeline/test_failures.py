@@ -1,7 +1,6 @@
 """Images that do not decode: each named once, and replaced by the same one whoever meets it."""
 
 import logging
-import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from shardgen.inputs.folders import open_folder
 from shardgen.procedural import draw_folder
 from shardgen.tag_tables import join_table, read_table
 from shardgen.tags import Records
+from tests.support import cut_in_half
 
 
 def set_with_broken_images(out: Path, broken: Collection[int], images: int = 24) -> Path:
@@ -135,10 +135,6 @@ def test_a_stratum_of_which_nothing_decodes_is_named(tmp_path: Path) -> None:
     failures.look_for(planned.sample_ids[:1])
     with pytest.raises(DataError, match="no image of faces decodes"):
         failures.replace(planned)
-
-
-def cut_in_half(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
 
 
 def damage(path: Path) -> None:

@@ -39,20 +39,8 @@ from tests.pipeline.loading import (
     take,
 )
 from tests.pipeline.test_failures import set_with_broken_images
-from tests.support import make_set
 
 GPU = torch.device("cuda", 0)
-
-
-@pytest.fixture(scope="module")
-def folders(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    drawn = make_set(tmp_path_factory.mktemp("drawn") / "drawn", range(8, 13), 3, seed=1, origin="synthetic")
-    return {"real": small_set, "drawn": drawn}
-
-
-@pytest.fixture(scope="module")
-def catalog(folders: dict[str, Path]) -> Catalog:
-    return open_catalog(folders)
 
 
 def test_everything_in_a_batch_belongs_to_its_samples(catalog: Catalog) -> None:

@@ -1,6 +1,5 @@
 """The images of batches: what the plan and the drawn steps say, whatever fails, and wherever they come from."""
 
-import os
 import shutil
 from collections.abc import Callable
 from itertools import islice
@@ -32,18 +31,7 @@ from tests.pipeline.loading import (
     take,
 )
 from tests.pipeline.test_failures import BROKEN, set_with_broken_images
-from tests.support import make_set
-
-
-@pytest.fixture(scope="module")
-def folders(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    drawn = make_set(tmp_path_factory.mktemp("drawn") / "drawn", range(8, 13), 3, seed=1, origin="synthetic")
-    return {"real": small_set, "drawn": drawn}
-
-
-@pytest.fixture(scope="module")
-def catalog(folders: dict[str, Path]) -> Catalog:
-    return open_catalog(folders)
+from tests.support import cut_in_half, exchange, extend
 
 
 def expected_images(plan: Plan, batch: Batch, number: int, augments: dict[str, Any]) -> list[Any]:
@@ -244,22 +232,7 @@ def test_a_failure_that_no_image_is_to_blame_for_ends_the_run(broken: Catalog, m
         take(loader_of(plan_of_broken(broken)), 12)
 
 
-def grow(path: Path) -> None:
-    with path.open("ab") as stream:
-        stream.write(b"more")
-
-
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def exchange(path: Path) -> None:
-    other = path.with_suffix(".new")
-    other.write_bytes(path.read_bytes()[::-1])
-    other.replace(path)
-
-
-@pytest.mark.parametrize("harm", [grow, cut, exchange, Path.unlink])
+@pytest.mark.parametrize("harm", [extend, cut_in_half, exchange, Path.unlink])
 def test_a_shard_that_changes_under_a_run_ends_it_with_its_name(
     harm: Callable[[Path], None], small_set: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from shardgen.errors import DataError, UsageError
 from shardgen.inputs.folders import open_folder
 from shardgen.manifest import FileInfo, hash_file
 from shardgen.tags import no_tags
+from tests.support import cut_in_half, exchange, extend
 
 
 @pytest.fixture(scope="module")
@@ -88,36 +89,18 @@ def own_set(small_set: Path, tmp_path: Path) -> Path:
     return shutil.copytree(small_set, tmp_path / "own")
 
 
-def remove(path: Path) -> None:
-    path.unlink()
-
-
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def extend(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"more")
-
-
 def edit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-3000] ^= 1
     path.write_bytes(content)
 
 
-def replace(path: Path) -> None:
-    other = path.with_suffix(".new")
-    other.write_bytes(path.read_bytes()[::-1])
-    other.replace(path)
-
-
 HARMS = [
-    (remove, "cannot be read any more"),
-    (cut, "is [0-9]+ bytes now, its manifest says [0-9]+"),
+    (Path.unlink, "cannot be read any more"),
+    (cut_in_half, "is [0-9]+ bytes now, its manifest says [0-9]+"),
     (extend, "is [0-9]+ bytes now"),
     (edit, "has SHA-256 .* now, its manifest says"),
-    (replace, "has SHA-256"),
+    (exchange, "has SHA-256"),
 ]
 
 
