@@ -105,7 +105,7 @@ def plan(recipe: Path, overrides: Sequence[str], *, real_only: Path | None, shee
 
     from pipeline import plan_report, twin
     from pipeline.plan import open_plan
-    from train.config import load_recipe
+    from train.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     planned = open_plan(loaded.mix, loaded.seed, loaded.loader.batch_size)
@@ -132,8 +132,8 @@ def plan(recipe: Path, overrides: Sequence[str], *, real_only: Path | None, shee
 @click.option("--stop-at", type=click.IntRange(min=0), metavar="STEP", help="Save and stop after this step.")
 def train(recipe: Path, overrides: Sequence[str], resume: bool, stop_at: int | None) -> None:
     """Train an encoder as a recipe says; also under torchrun."""
-    from train.config import load_recipe
     from train.loop import train as train_run
+    from train.recipe import load_recipe
 
     result = train_run(load_recipe(recipe, overrides), resume=resume, stop_at=stop_at)
     if result.is_main and result.finished:

@@ -11,7 +11,7 @@ import torch
 from eval.embed import Embed, Embeddings, embed_images, embed_set
 from eval.fairness import Spread, spread
 from eval.identification import Gallery, enrol, identification_rate, mate_ranks
-from eval.protocols import Labels, VerificationSet, pairs_within_group
+from eval.protocols import Labels, VerificationSet, name_undecodable, pairs_within_group
 from eval.verification import (
     Accuracy,
     Distances,
@@ -25,8 +25,8 @@ from eval.verification import (
 )
 from pipeline.catalog import Catalog, open_catalog
 from pipeline.config import LoaderConfig
+from pipeline.graph import DecodingFailed
 from shardgen.errors import DataError, UsageError
-from shardgen.images import Unreadable, check
 from shardgen.tags import UNKNOWN
 
 FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -145,19 +145,10 @@ def evaluate(
 def _score_bin(one: VerificationSet, embed: Embed, loader: LoaderConfig, device: torch.device) -> Scores:
     try:
         embeddings = embed_images(embed, one.images, loader, device)
-    except RuntimeError:
-        _name_undecodable(one)
+    except DecodingFailed:
+        name_undecodable(one)
         raise
     return Scores(one.name, pair_distances(embeddings[0::2], embeddings[1::2]), one.same)
-
-
-def _name_undecodable(one: VerificationSet) -> None:
-    """DALI loses the whole batch with an image that does not decode; say which one it was."""
-    for number, image in enumerate(one.images):
-        try:
-            check(image)
-        except Unreadable as error:
-            raise DataError(f"{one.name}: image {number % 2 + 1} of pair {number // 2} {error}") from None
 
 
 def _verification(name: str, sha256: str, scores: Scores) -> VerificationResult:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardgen.errors import DataError, UsageError
+from shardgen.images import Unreadable, check
 
 Labels = npt.NDArray[np.int64]
 
@@ -38,7 +39,7 @@ def read_bin(name: str, path: Path) -> VerificationSet:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; --bin takes NAME=FILE") from None
+        raise UsageError(f"{path}: {error.strerror}; give a verification set as InsightFace distributes them") from None
     try:
         bins, same = _DataUnpickler(io.BytesIO(content), encoding="bytes").load()
         images = [one if isinstance(one, bytes) else _bytes_of(one) for one in bins]
@@ -56,6 +57,15 @@ def read_bin(name: str, path: Path) -> VerificationSet:
             "a verification set has two images an answer, and answers of both kinds"
         )
     return VerificationSet(name, hashlib.sha256(content).hexdigest(), images, answers)
+
+
+def name_undecodable(one: VerificationSet) -> None:
+    """Raise `DataError` naming the first image that does not decode; DALI loses its whole batch without a name."""
+    for number, image in enumerate(one.images):
+        try:
+            check(image)
+        except Unreadable as error:
+            raise DataError(f"{one.name}: image {number % 2 + 1} of pair {number // 2} {error}") from None
 
 
 def _bytes_of(array: Any) -> bytes:

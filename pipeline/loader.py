@@ -28,7 +28,7 @@ STATE_VERSION = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's slice of a global batch, everything on one device."""
+    """One rank's slice of a global batch; tensors are on one device."""
 
     images: torch.Tensor
     """`[batch, 3, size, size] uint8`, RGB, channels_last in memory; `normalised` makes an encoder's input of them."""
@@ -36,8 +36,8 @@ class Batch:
     """`[batch] int64`: classes, counted from 0 within their head."""
     sample_ids: torch.Tensor
     """`[batch] int64`: rows of the catalog."""
-    sets: torch.Tensor
-    """`[batch] int64`: positions of the sets, which are those of the heads where every set has its own."""
+    sets: Ids
+    """`[batch] int64`, on the host: positions of the sets, which are those of the heads where every set has its own."""
     tags: Mapping[str, torch.Tensor]
     """Tag axis -> `[batch] int64`: positions in the catalog's values of that axis."""
 
@@ -218,10 +218,9 @@ def decode_images(encoded: Sequence[bytes], config: LoaderConfig, device: torch.
 
 def _batch(images: torch.Tensor, catalog: Catalog, sample_ids: Ids, labels: Ids, sets: Ids) -> Batch:
     tags = [catalog.codes(axis, sample_ids) for axis in catalog.axes]
-    columns = torch.from_numpy(np.stack([labels, sample_ids, sets, *tags]))
+    columns = torch.from_numpy(np.stack([labels, sample_ids, *tags]))
     if images.device.type == "cuda":
         columns = columns.pin_memory().to(images.device, non_blocking=True)  # all in one copy
-    of_labels, of_samples, of_sets, *of_tags = columns
-    return Batch(
-        images.permute(0, 3, 1, 2), of_labels, of_samples, of_sets, dict(zip(catalog.axes, of_tags, strict=True))
-    )
+    of_labels, of_samples, *of_tags = columns
+    tagged = dict(zip(catalog.axes, of_tags, strict=True))
+    return Batch(images.permute(0, 3, 1, 2), of_labels, of_samples, sets, tagged)

@@ -10,7 +10,7 @@ import yaml
 from pipeline.config import LoaderConfig, MixConfig, SetConfig
 from shardgen.procedural import draw_demo
 from tests.support import ROOT, facemix
-from train.config import Recipe
+from train.recipe import Recipe
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(sh|yaml)\n(.*?)```", README, re.DOTALL)

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, and loaded without running code.
 
-`checkpoints/step-00000123.pt` holds encoder, head, optimiser, loader position, random state and recipe.
+`checkpoints/step-00000123.pt` holds encoder, heads, optimiser, loader position and recipe; `checkpoints/best.pt` is the
+one that did best on the validation.
 """
 
 import os
@@ -14,24 +15,33 @@ import torch
 from shardgen.errors import DataError, UsageError
 from shardgen.files import sync_folder
 
-VERSION = 1
+VERSION = 2
 State = dict[str, Any]
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
     """Write a checkpoint aside, sync it and rename it; then drop all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
+    _write(path, step, state)
+    for old in all_in(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def save_best(folder: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Write the checkpoint that did best so far, in the place of the one before."""
+    _write(folder / "best.pt", step, state)
+
+
+def _write(path: Path, step: int, state: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
     with aside.open("wb") as stream:
         torch.save({"version": VERSION, "step": step, **state}, stream)
         stream.flush()
         os.fsync(stream.fileno())
     aside.replace(path)
-    sync_folder(folder)
-    for old in all_in(folder)[:-keep]:
-        old.unlink()
-    return path
+    sync_folder(path.parent)
 
 
 def all_in(folder: Path) -> list[Path]:
@@ -84,3 +94,12 @@ def load(path: Path) -> State:
         found = state.get("version", "none") if isinstance(state, dict) else "none"
         raise DataError(f"{path}: checkpoint version {found}, this facemix reads {VERSION}")
     return state
+
+
+def encoder_weights(state: State) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint's encoder that are worth measuring: their average, where one was kept."""
+    average = state["updates"].get("average")
+    if average is None:
+        weights: dict[str, torch.Tensor] = state["encoder"]
+        return weights
+    return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}

@@ -1,19 +1,10 @@
-"""A recipe: one YAML file that says everything about a training run."""
+"""What a recipe says about training: the parts of `train.recipe.Recipe`."""
 
-import difflib
-import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from pipeline.augment_config import AugmentConfig
-from pipeline.config import LoaderConfig, MixConfig, flatten
-from shardgen.errors import UsageError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Config(BaseModel):
@@ -119,6 +110,8 @@ class HeadConfig(_Config):
     """Split the identities over the processes (PartialFC), instead of keeping all centres in each."""
     sampled: float = Field(default=1.0, gt=0, le=1)
     """Share of the identities that a step compares with, drawn anew each time; below 1 only if split."""
+    weights: Mapping[str, float] = {}
+    """Set -> factor on the loss of its samples; 1 for those that are not named."""
 
     @model_validator(mode="before")
     @classmethod
@@ -140,6 +133,9 @@ class HeadConfig(_Config):
             raise ValueError(f"l_a is {self.l_a} and u_a {self.u_a}; u_a must be larger")
         if self.sampled < 1 and not self.split:
             raise ValueError(f"sampled is {self.sampled}, which needs split=true")
+        negative = [name for name, weight in self.weights.items() if weight < 0]
+        if negative:
+            raise ValueError(f"the weight of {negative[0]} is {self.weights[negative[0]]}; it should be 0 or more")
         return self
 
     @property
@@ -148,15 +144,40 @@ class HeadConfig(_Config):
         return {name: getattr(self, name) for name in self.published[self.kind]}
 
 
-class OptimizerConfig(_Config):
-    """Stochastic gradient descent."""
+class ContrastiveConfig(_Config):
+    """Training without identities, as USynthFace does it: MoCo with a margin on the positive.
 
+    The two images of a pair are the only ones taken for the same face.
+    """
+
+    queue: int = Field(default=32768, ge=1)
+    """Keys of earlier batches that are the negatives."""
+    momentum: float = Field(default=0.999, ge=0, lt=1)
+    """Share of itself that the key encoder keeps in a step; the rest comes from the encoder."""
+    temperature: float = Field(default=0.07, gt=0)
+    """Divisor of the cosines."""
+    margin: float = Field(default=0.1, ge=0)
+    """Subtracted from the positive's cosine."""
+    groups: int = Field(default=4, ge=1)
+    """Parts of the global batch that batch norm takes its statistics of; keys are dealt to them in another order than
+    queries (MoCo's shuffled BN, where a part is a GPU). A multiple of the number of processes."""
+
+
+class OptimizerConfig(_Config):
+    """How weights follow their gradients."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    """sgd for residual networks; adamw is what InsightFace trains its transformers with."""
     lr: float = Field(default=0.1, gt=0)
-    """Peak learning rate of the global batch."""
+    """Peak learning rate."""
+    lr_batch: int | None = Field(default=None, ge=1)
+    """Global batch that lr is meant for, of which another batch takes its part or multiple; None takes lr as it is."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum."""
+    """Momentum of sgd."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of adamw's two averages."""
     weight_decay: float = Field(default=5e-4, ge=0)
-    """L2 penalty on encoder and head."""
+    """Penalty on the weights of encoder and head: L2 with sgd, decoupled with adamw."""
     clip_norm: float = Field(default=5.0, gt=0)
     """Largest norm of the encoder's gradient."""
 
@@ -164,16 +185,28 @@ class OptimizerConfig(_Config):
 class ScheduleConfig(_Config):
     """The learning rate over the run, as a factor on its peak."""
 
-    kind: Literal["step", "polynomial"] = "polynomial"
-    """After the warm-up: times gamma at milestones, or (1 - progress)^power."""
+    kind: Literal["step", "polynomial", "plateau"] = "polynomial"
+    """After the warm-up: times gamma at milestones, (1 - progress)^power, or times gamma whenever the validation has
+    not improved for longer than `patience`."""
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Epochs in which the rate rises linearly from 0."""
     milestones: Sequence[float] = (22, 30, 36)
     """Epochs at which a step schedule multiplies by gamma."""
     gamma: float = Field(default=0.1, gt=0, le=1)
-    """Factor at each milestone."""
+    """Factor at each milestone or plateau."""
     power: float = Field(default=1.0, gt=0)
     """Exponent of the polynomial; 1 is InsightFace's linear decay."""
+    patience: int = Field(default=10, ge=0)
+    """Validations without improvement that a plateau schedule puts up with."""
+
+
+class ValidationConfig(_Config):
+    """Measuring the encoder while it trains, on people that are neither trained on nor tested on at the end."""
+
+    bins: Mapping[str, Path] = {}
+    """Name -> verification set (`.bin`), such as `facemix export bin` writes of a set that is kept apart."""
+    every: float = Field(default=1.0, gt=0)
+    """Epochs from one to the next; there is one at the end in any case."""
 
 
 class TrainingConfig(_Config):
@@ -181,8 +214,15 @@ class TrainingConfig(_Config):
 
     epochs: float = Field(default=20, gt=0)
     """Length of the run; what an epoch is, the mix says."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Type of activations under autocast; auto is bf16 where the hardware computes in it."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Type of activations under autocast; auto is bf16 where the hardware computes in it. fp16 scales the loss."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts in which a process takes its slice of a batch through the network, to need less memory. Batch norm is over
+    a part."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Also keep an exponential moving average of the encoder, with this decay a step; it is what is then measured."""
+    sync_batchnorm: bool = False
+    """Take the statistics of batch norm over all processes; on GPUs only."""
     compile: bool = False
     """Compile the encoder with torch.compile."""
     log_every: int = Field(default=20, ge=1)
@@ -190,136 +230,16 @@ class TrainingConfig(_Config):
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between two checkpoints; a stopped run also saves one."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints stay, beside the best by the validation."""
 
 
-class Recipe(_Config):
-    """Everything about a run."""
-
-    name: str = Field(min_length=1)
-    """Name of the run."""
-    run: Path | None = None
-    """Folder of the run; runs/<name> unless given."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of order, augmentation and initial weights."""
-    mix: MixConfig
-    """Which sets, in which shares."""
-    augment: AugmentConfig = AugmentConfig()
-    """What happens to the images."""
-    loader: LoaderConfig = LoaderConfig()
-    """How batches are made."""
-    encoder: EncoderConfig = EncoderConfig()
-    """What is trained."""
-    head: HeadConfig = HeadConfig()
-    """What it is trained against."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """How it is trained."""
-    schedule: ScheduleConfig = ScheduleConfig()
-    """The learning rate over the run."""
-    training: TrainingConfig = TrainingConfig()
-    """How long it is trained."""
-
-    @property
-    def run_folder(self) -> Path:
-        """Where the run's files go."""
-        return self.run or Path("runs") / self.name
+Origin = Literal["authentic", "synthetic", "total"]
 
 
-# What may change between stopping and resuming: it changes no batch. (Another device may round differently.)
-FREE_TO_CHANGE = frozenset(
-    {
-        "run",
-        "loader.device",
-        "loader.threads",
-        "loader.prefetch",
-        "loader.read_ahead",
-        "loader.cache",
-        "loader.check_shards",
-        "loader.max_failures",
-        "training.compile",
-        "training.log_every",
-        "training.checkpoint_every",
-        "training.keep_checkpoints",
-    }
-)
+class Budget(_Config):
+    """What may take part at most, as the rules of a challenge have it."""
 
-
-_PATH_OF_SET = re.compile(r"mix\.sets\..*\.path")  # the loader's state knows a set by its content
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply `dotted.key=value` overrides.
-
-    Raises `UsageError` with one line: the key, what is wrong with it, and the nearest known one.
-    """
-    try:
-        fields = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}; give the path of a recipe, such as recipes/first_light.yaml"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML: {_one_line(error)}") from None
-    if not isinstance(fields, dict):
-        raise UsageError(f"{path} holds no recipe; it needs keys such as name and mix")
-    for override in overrides:
-        _apply(fields, override)
-    try:
-        return Recipe.model_validate(fields)
-    except ValidationError as error:
-        raise UsageError(f"{path}: {_one_line(_explain(error))}") from None
-
-
-def differences(ours: Recipe, theirs: Mapping[str, Any]) -> list[str]:
-    """Return a line for each setting in which a saved recipe differs and that a resumed run must share."""
-    now, saved = flatten(ours.model_dump(mode="json")), flatten(theirs)
-    moved = {key for key in now.keys() & saved.keys() if _PATH_OF_SET.fullmatch(key)}
-    return [
-        f"{key} was {saved.get(key)}, now it is {now.get(key)}"
-        for key in sorted((now.keys() | saved.keys()) - FREE_TO_CHANGE - moved)
-        if now.get(key) != saved.get(key)
-    ]
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
-
-
-def _apply(fields: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UsageError(f"{override!r} is no override; write key=value, such as training.epochs=2")
-    *parents, last = key.split(".")
-    for parent in parents:
-        fields = fields.setdefault(parent, {})
-        if not isinstance(fields, dict):
-            raise UsageError(f"{override!r}: {parent} holds a value, not further keys")
-    try:
-        fields[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{override!r}: the value is no YAML: {_one_line(error)}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    """Return the first problem as one line."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = sorted(_keys_at(Recipe, first["loc"][:-1]))
-        nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
-        return f"unknown key {where}; the nearest known one is {nearest[0]} (known: {', '.join(known)})"
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict) else f" (it is {first['input']!r})"
-    return f"{where}: {message}{given}" if where else message
-
-
-def _keys_at(model: Any, location: Sequence[str | int]) -> set[str]:
-    """Return the keys that the configuration at a location of the recipe knows."""
-    for part in location:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            model = model.model_fields[str(part)].annotation
-        else:  # a mapping: whatever the key, its values are of one type
-            model = typing.get_args(model)[-1]
-    if isinstance(model, types.UnionType):
-        model = typing.get_args(model)[0]
-    return set(model.model_fields)
+    images: int | None = Field(default=None, ge=1)
+    """Images."""
+    identities: int | None = Field(default=None, ge=1)
+    """Identities."""

@@ -1,11 +1,17 @@
 """Which process of how many this is: the one place that asks the environment (set by torchrun)."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import distributed, nn
+
+Number = TypeVar("Number", np.float32, np.float64, np.int64)
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,45 @@ def any_rank(flag: bool, world: World) -> bool:
     flags = torch.tensor(int(flag))
     distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=_hosts())
     return bool(flags)
+
+
+def gathered(rows: npt.NDArray[Number], world: World) -> npt.NDArray[Number]:
+    """Return the rows of all processes, rank after rank, given each one's own `[any number, ...]`; all must ask.
+
+    Over gloo between the hosts.
+    """
+    if world.world_size == 1:
+        return rows
+    parts = []
+    for rank in range(world.world_size):
+        num_rows = torch.tensor(len(rows))
+        distributed.broadcast(num_rows, rank, group=_hosts())
+        part = rows if rank == world.rank else np.empty((int(num_rows), *rows.shape[1:]), rows.dtype)
+        distributed.broadcast(torch.from_numpy(part), rank, group=_hosts())
+        parts.append(part)
+    return np.concatenate(parts)
+
+
+def all_gathered(rows: torch.Tensor, world: World) -> torch.Tensor:
+    """Return the rows of all processes, on their device and without gradients; each must have as many."""
+    if world.world_size == 1:
+        return rows
+    everyone = rows.new_empty(world.world_size * len(rows), *rows.shape[1:])
+    distributed.all_gather_into_tensor(everyone, rows.contiguous())
+    return everyone
+
+
+def of_main(tensors: Iterable[torch.Tensor], world: World) -> list[torch.Tensor]:
+    """Return the values that rank 0 has of tensors which all have, on their devices; all must ask.
+
+    Over gloo between the hosts.
+    """
+    if world.world_size == 1:
+        return list(tensors)
+    copies = [(tensor.device, tensor.detach().to("cpu", copy=True)) for tensor in tensors]
+    for _, copy in copies:
+        distributed.broadcast(copy, 0, group=_hosts())
+    return [copy.to(device) for device, copy in copies]
 
 
 @cache

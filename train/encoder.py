@@ -9,7 +9,7 @@ from torch import nn
 from pipeline.config import LoaderConfig
 from train import checkpoint
 from train.backbones import make_encoder
-from train.config import Recipe
+from train.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def load_encoder(path: Path, device: torch.device) -> TrainedEncoder:
     state = checkpoint.load(found)
     recipe = Recipe.model_validate(state["recipe"])
     network = make_encoder(recipe.encoder, recipe.loader.image_size)
-    network.load_state_dict(state["encoder"])
+    network.load_state_dict(checkpoint.encoder_weights(state))
     return TrainedEncoder(
         network.to(device).eval(), recipe.loader, f"{path} at step {state['step']}", found.parent.parent
     )

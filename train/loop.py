@@ -6,35 +6,37 @@ learning rate and the random state that an uninterrupted run would have had.
 
 import json
 import logging
-import math
 import platform
 import signal
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from torch import nn
 
 from pipeline.hashing import derive_key
-from pipeline.loader import Batch, FaceLoader, normalised, resolve_device
+from pipeline.loader import Batch, FaceLoader, resolve_device
 from pipeline.plan import Plan, open_plan
 from shardgen.errors import DataError, UsageError
 from shardgen.files import write_durably
 from train import checkpoint
-from train.backbones import make_encoder
-from train.config import Recipe, differences
-from train.distributed import World, any_rank, join, leave, replicate, this_world
-from train.heads import MarginHead
-from train.metrics import Reporter
-from train.partial_fc import PartialFC
-from train.schedule import lr_factor
+from train.budget import check_budget
+from train.distributed import World, any_rank, gathered, join, leave, this_world
+from train.divergence import Divergence
+from train.metrics import Reporter, ValidationMetrics
+from train.objective import make_objective
+from train.preview import preview
+from train.recipe import Recipe, differences
+from train.schedule import Progress, lr_factor
+from train.updates import Updater
+from train.validation import Validation, is_due
 from train.weights import load_weights
 
 _log = logging.getLogger("facemix.train")
@@ -56,32 +58,12 @@ class RunResult:
         return self.step == self.num_steps
 
 
-class Recogniser(nn.Module):
-    """Encoder and heads as one module, so that they can be replicated together."""
-
-    def __init__(self, encoder: nn.Module, heads: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.heads = nn.ModuleList(heads)
-
-    def forward(self, images: torch.Tensor, labels: torch.Tensor, sets: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss of a batch: of one head, or each sample's of the head of its set."""
-        embeddings = self.encoder(images)
-        if len(self.heads) == 1:
-            loss: torch.Tensor = self.heads[0](embeddings, labels)
-            return loss
-        # A head without a sample here takes part all the same: other ranks wait for its gradient.
-        heads = enumerate(cast("Iterable[MarginHead | PartialFC]", self.heads))
-        own = [(head, sets == number) for number, head in heads]
-        sums = [head.losses(embeddings[rows], labels[rows]).sum() for head, rows in own]
-        return torch.stack(sums).sum() / len(labels)
-
-
 def train(recipe: Recipe, *, resume: bool = False, stop_at: int | None = None) -> RunResult:
     """Train as the recipe says, in its run folder, until the end, a signal, or step `stop_at`.
 
     Raises `UsageError` when the folder holds a run already and `resume` is not asked for, or another
-    recipe's run when it is; or when the heads of several sets are to be split over processes.
+    recipe's run when it is; when the heads of several sets are to be split over processes; and when a mix is over its
+    budget. Raises `DataError` when training diverges.
     """
     world = this_world()
     if recipe.head.split and recipe.mix.labels == "separate" and world.world_size > 1:
@@ -93,6 +75,7 @@ def train(recipe: Recipe, *, resume: bool = False, stop_at: int | None = None) -
     run = recipe.run_folder
     latest = _latest_checkpoint(run, recipe, resume)
     plan = open_plan(recipe.mix, recipe.seed, recipe.loader.batch_size)
+    check_budget(recipe.budget, plan)
     join(world, device)
     try:
         trainer = Trainer(recipe, plan, world, device)
@@ -100,6 +83,7 @@ def train(recipe: Recipe, *, resume: bool = False, stop_at: int | None = None) -
             trainer.load_state_dict(latest)
         elif recipe.encoder.pretrained is not None:
             trainer.load_pretrained(recipe.encoder.pretrained)
+        _check_together(trainer.step, world)
         if world.rank == 0:
             _describe(run, recipe, device)
             if resume:
@@ -137,14 +121,14 @@ def _describe(run: Path, recipe: Recipe, device: torch.device) -> None:
     write_durably(run / "environment.json", json.dumps(environment, indent=1).encode())
 
 
-def autocast_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:
-    """Return the type to compute activations in, or None for float32 throughout."""
-    precision = recipe.training.precision
-    if precision == "auto":
-        on_gpu = device.type == "cuda"
-        native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
-        precision = "bf16" if native else "fp32"
-    return torch.bfloat16 if precision == "bf16" else None
+def _check_together(step: int, world: World) -> None:
+    """Refuse processes that stand at different steps: each has read the run folder that it sees."""
+    steps = sorted(set(gathered(np.array([step]), world).tolist()))
+    if len(steps) > 1:
+        raise UsageError(
+            f"some processes would go on from step {steps[0]}, others from {steps[-1]}: the run folder must be one "
+            "that all nodes share; choose it with run=FOLDER"
+        )
 
 
 class Trainer:
@@ -158,84 +142,98 @@ class Trainer:
         self._recipe = recipe
         self._plan = plan
         self._world = world
-        self._device = device
-        self._dtype = autocast_dtype(recipe, device)
-        self._encoder = make_encoder(recipe.encoder, recipe.loader.image_size).to(device)
-        self._heads = nn.ModuleList(_make_head(recipe, number, world) for number in plan.num_classes).to(device)
-        if recipe.training.compile:
-            self._encoder.compile()
-        if recipe.head.split:  # such heads are no replicas, and exchange what they need themselves
-            self._model: nn.Module = Recogniser(replicate(self._encoder, world, device), self._heads)
-        else:
-            self._model = replicate(Recogniser(self._encoder, self._heads), world, device)
-        self._optimizer = torch.optim.SGD(
-            [parameter for parameter in self._model.parameters() if parameter.requires_grad],
-            lr=recipe.optimizer.lr,
-            momentum=recipe.optimizer.momentum,
-            weight_decay=recipe.optimizer.weight_decay,
-            fused=True,
-        )
+        self._objective = make_objective(recipe, plan.num_classes, plan.set_names, world, device)
+        self._updater = Updater(self._objective, recipe, world, device)
+        self._validation = Validation(recipe.validation, recipe.loader, world, device)
+        self._progress = Progress(recipe.schedule)
+        self._divergence = Divergence(plan, recipe.run_folder, world, device)
         self._loader = FaceLoader(plan, recipe.augment, recipe.loader, device, world.rank, world.world_size)
 
     def load_pretrained(self, path: Path) -> None:
         """Begin with an encoder's weights from a file; raise as `load_weights` does."""
-        load_weights(self._encoder, path)
+        load_weights(self._objective.encoder, path)
 
     def run(self, stop_at: int | None) -> int:
         """Take steps until the last, `stop_at` or a signal; save; return the number of steps done."""
         last = self.num_steps if stop_at is None else min(stop_at, self.num_steps)
-        training = self._recipe.training
-        ranks = self._world.world_size
-        reporter = Reporter(self._recipe.run_folder, self.step, ranks) if self._world.rank == 0 else None
-        with closing(self._loader), _stop_signals() as stopped:
+        with closing(self._loader), self._reporting() as reporter, _stop_signals() as stopped:
             while self.step < last and not any_rank(bool(stopped), self._world):
-                batch = next(self._loader)
-                loss = self._take_step(batch)
-                if reporter is not None and (self.step % training.log_every == 0 or self.step == last):
-                    reporter.report(self._metrics(batch, loss), self._loader.stats(), self.num_steps)
-                if self.step % training.checkpoint_every == 0:
-                    self._save()
+                self._take_step(reporter, last)
         self._save()
-        if reporter is not None:
-            reporter.close()
         return self.step
 
-    def _take_step(self, batch: Batch) -> torch.Tensor:
+    @contextmanager
+    def _reporting(self) -> Iterator[Reporter | None]:
+        """Report from rank 0 alone."""
+        if self._world.rank > 0:
+            yield None
+            return
+        reporter = Reporter(self._recipe.run_folder, self.step, self.num_steps, self._world.world_size)
+        with closing(reporter):
+            yield reporter
+
+    def _take_step(self, reporter: Reporter | None, last: int) -> None:
+        """Take the next step, and do what is due after it."""
+        training = self._recipe.training
+        batch = next(self._loader)
+        if reporter is not None and self.step == 0:
+            reporter.show(preview(batch, self._plan))
         # Dropout, too, is a function of where the run stands: nothing to save, and no two ranks alike.
         torch.manual_seed(derive_key(self._recipe.seed, "step", self.step, self._world.rank) >> 1)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._lr()
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
-            loss: torch.Tensor = self._model(normalised(batch.images), batch.labels, batch.sets)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._encoder.parameters(), self._recipe.optimizer.clip_norm)
-        self._optimizer.step()
+        lr = self._lr()
+        loss = self._updater.step(batch, lr)
+        self._divergence.note(self.step, loss)
         self.step += 1
-        return loss.detach()
+        if reporter is not None:
+            reporter.stepped()
+        if self.step % training.log_every == 0 or self.step == last:
+            self._report(reporter, batch, loss, lr)
+        if self._validation and is_due(
+            self._recipe.validation, self.step, self._plan.batches_per_epoch, self.num_steps
+        ):
+            self._validate(reporter)
+        if self.step % training.checkpoint_every == 0:
+            self._save()
 
     def _lr(self) -> float:
         epoch = self.step / self._plan.batches_per_epoch
         epochs = self.num_steps / self._plan.batches_per_epoch
-        return self._recipe.optimizer.lr * lr_factor(self._recipe.schedule, epoch, epochs)
+        return self._recipe.peak_lr * lr_factor(self._recipe.schedule, epoch, epochs, self._progress.drops)
 
-    def _metrics(self, batch: Batch, loss: torch.Tensor) -> dict[str, Any]:
-        """Return what is reported of the step just taken; on a GPU this waits for it."""
-        value = loss.item()
-        if not math.isfinite(value):
-            raise DataError(f"the loss is {value} at step {self.step}: training diverged; lower optimizer.lr")
-        return {
-            "step": self.step,
-            "epoch": self.step / self._plan.batches_per_epoch,
-            "loss": value,
-            "lr": self._optimizer.param_groups[0]["lr"],
-            "batch_crc32": f"{zlib.crc32(batch.sample_ids.cpu().numpy().tobytes()):08x}",
-        }
+    def _report(self, reporter: Reporter | None, batch: Batch, loss: torch.Tensor, lr: float) -> None:
+        """Report the step just taken, with what all ranks say of it; on a GPU this waits for it."""
+        self._divergence.check()
+        losses = gathered(np.array([loss.item()]), self._world)
+        sample_ids = gathered(batch.sample_ids.cpu().numpy(), self._world)
+        if reporter is not None:
+            fields = {
+                "step": self.step,
+                "epoch": self.step / self._plan.batches_per_epoch,
+                "loss": float(losses.mean()),
+                "lr": lr,
+                "batch_crc32": f"{zlib.crc32(sample_ids.tobytes()):08x}",
+            }
+            reporter.report(fields, self._loader.stats())
+
+    def _validate(self, reporter: Reporter | None) -> None:
+        """Measure the encoder; keep it when it is the best so far."""
+        self._divergence.check()
+        sets = self._validation.measure(self._updater.measured)
+        accuracy = float(np.mean(list(sets.values())))
+        best = self._progress.update(accuracy)
+        if reporter is not None:
+            epoch = self.step / self._plan.batches_per_epoch
+            reporter.report_validation(ValidationMetrics(self.step, epoch, accuracy, sets, best))
+        if best:
+            state = self.state_dict()
+            if self._world.rank == 0:
+                checkpoint.save_best(self._recipe.run_folder / "checkpoints", self.step, state)
 
     def _save(self) -> None:
         if self.step == self._saved_at:
             return
-        finite = all(parameter.isfinite().all() for parameter in self._model.parameters())
+        self._divergence.check()
+        finite = all(parameter.isfinite().all() for parameter in self._objective.parameters)
         if any_rank(not finite, self._world):
             raise DataError(f"weights at step {self.step} are not finite: training diverged; lower optimizer.lr")
         state = self.state_dict()
@@ -249,37 +247,21 @@ class Trainer:
         return {
             "step": self.step,
             "recipe": self._recipe.model_dump(mode="json"),
-            "encoder": self._encoder.state_dict(),
-            "heads": self._heads.state_dict(),
-            "optimizer": self._with_split_momenta(self._optimizer.state_dict(), PartialFC.gather),
+            "encoder": self._objective.encoder.state_dict(),
+            "heads": self._objective.heads.state_dict(),
+            "updates": self._updater.state_dict(),
+            "progress": self._progress.state_dict(),
             "loader": self._loader.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stand where the saved run stood; raise `UsageError` when its data were others."""
         self._loader.load_state_dict(state["loader"])
-        self._encoder.load_state_dict(state["encoder"])
-        self._heads.load_state_dict(state["heads"])
-        self._optimizer.load_state_dict(self._with_split_momenta(state["optimizer"], PartialFC.own))
+        self._objective.encoder.load_state_dict(state["encoder"])
+        self._objective.heads.load_state_dict(state["heads"])
+        self._updater.load_state_dict(state["updates"])
+        self._progress.load_state_dict(state["progress"])
         self.step = self._saved_at = state["step"]
-
-    def _with_split_momenta(
-        self, optimizer: Mapping[str, Any], change: Callable[[PartialFC, torch.Tensor], torch.Tensor]
-    ) -> dict[str, Any]:
-        """Return an optimiser's state with the momenta of split heads gathered, or cut to this rank's."""
-        state = dict(optimizer["state"])
-        first = len(optimizer["param_groups"][0]["params"]) - len(self._heads)  # a weight each, after the encoder's
-        for index, head in enumerate(self._heads, first):
-            if isinstance(head, PartialFC) and index in state:
-                state[index] = {name: change(head, rows) for name, rows in state[index].items()}
-        return {**optimizer, "state": state}
-
-
-def _make_head(recipe: Recipe, num_identities: int, world: World) -> nn.Module:
-    size = recipe.encoder.embedding_size
-    if recipe.head.split:
-        return PartialFC(recipe.head, size, num_identities, world)
-    return MarginHead(recipe.head, size, num_identities)
 
 
 @contextmanager

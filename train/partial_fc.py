@@ -15,7 +15,7 @@ from torch import distributed, nn
 from torch.nn import functional
 
 from train.config import HeadConfig
-from train.distributed import World
+from train.distributed import World, all_gathered
 from train.margins import make_margin
 
 
@@ -62,7 +62,7 @@ class PartialFC(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
             everyone: torch.Tensor = _Gather.apply(embeddings, self._world)  # type: ignore[no-untyped-call]
-            logits, columns, held = self._logits(everyone, _gathered(labels, self._world))
+            logits, columns, held = self._logits(everyone, all_gathered(labels, self._world))
             losses: torch.Tensor = _CrossEntropy.apply(logits, columns, held, self._world)  # type: ignore[no-untyped-call]
             mine = losses.chunk(self._world.world_size)[self._world.rank]
             return mine + self.margin.penalty(embeddings.norm(dim=1))
@@ -108,7 +108,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, world: World) -> torch.Tensor:
         ctx.world = world
-        return _gathered(rows, world)
+        return all_gathered(rows, world)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -145,14 +145,6 @@ class _CrossEntropy(torch.autograd.Function):
         gradient = _summed(gradient.clone(), ctx.world) / ctx.world.world_size
         softmax.scatter_add_(1, columns[:, None], -held.to(softmax)[:, None])
         return softmax.mul_(gradient[:, None]), None, None, None
-
-
-def _gathered(rows: torch.Tensor, world: World) -> torch.Tensor:
-    if world.world_size == 1:
-        return rows
-    everyone = rows.new_empty(world.world_size * len(rows), *rows.shape[1:])
-    distributed.all_gather_into_tensor(everyone, rows.contiguous())
-    return everyone
 
 
 def _summed(values: torch.Tensor, world: World) -> torch.Tensor:

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from shardgen.errors import DataError, UsageError
-from train.checkpoint import Damaged, read_file
+from train.checkpoint import Damaged, encoder_weights, read_file
 from train.iresnet import IR
 
-# Where the state dict is: Lightning (AdaFace), arcface_torch's checkpoints, facemix'; otherwise the file is the dict.
-_ENVELOPES = ("state_dict", "state_dict_backbone", "encoder")
+# Where the state dict is: Lightning (AdaFace), arcface_torch's checkpoints; otherwise the file is the dict.
+_ENVELOPES = ("state_dict", "state_dict_backbone")
 # CVLface's files have the prefix "net." or, from its model hub, "model.net."; its input is RGB.
 _CVLFACE = ("net.", "model.net.")
 _ADAFACE = "model."
@@ -82,6 +82,8 @@ def _read(path: Path) -> State:
             f"{path} is damaged, not PyTorch's, or holds more than tensors and plain values, which could run code; "
             "save the network's state_dict() alone, where it came from"
         ) from None
+    if isinstance(content, dict) and "updates" in content:  # a checkpoint of ours
+        content = encoder_weights(content)
     state = next((content[key] for key in _ENVELOPES if isinstance(content, dict) and key in content), content)
     if not _is_state(state):
         raise DataError(f"{path} holds no weights by name; save a network's state_dict()")

@@ -44,8 +44,8 @@ def take(loader: FaceLoader, number: int) -> list[Batch]:
 
 def columns(batch: Batch) -> dict[str, list[int]]:
     """Everything but the images."""
-    named = {"labels": batch.labels, "ids": batch.sample_ids, "sets": batch.sets, **batch.tags}
-    return {name: column.tolist() for name, column in named.items()}
+    named = {"labels": batch.labels, "ids": batch.sample_ids, **batch.tags}
+    return {name: column.tolist() for name, column in named.items()} | {"sets": batch.sets.tolist()}
 
 
 def assert_same(ours: Batch, other: Batch) -> None:
@@ -58,7 +58,7 @@ def joined(slices: Sequence[Batch]) -> Batch:
         images=torch.cat([part.images for part in slices]),
         labels=torch.cat([part.labels for part in slices]),
         sample_ids=torch.cat([part.sample_ids for part in slices]),
-        sets=torch.cat([part.sets for part in slices]),
+        sets=np.concatenate([part.sets for part in slices]),
         tags={axis: torch.cat([part.tags[axis] for part in slices]) for axis in slices[0].tags},
     )
 

@@ -60,8 +60,10 @@ def test_a_batch_has_the_promised_types_and_memory(catalog: Catalog) -> None:
     assert batch.images.shape == (BATCH_SIZE, 3, 112, 112)
     assert batch.images.dtype == torch.uint8
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
-    tensors = [batch.labels, batch.sample_ids, batch.sets, *batch.tags.values()]
+    tensors = [batch.labels, batch.sample_ids, *batch.tags.values()]
     assert {(column.dtype, column.shape) for column in tensors} == {(torch.int64, (BATCH_SIZE,))}
+    assert batch.sets.dtype == np.int64
+    assert batch.sets.shape == (BATCH_SIZE,)
 
 
 @pytest.mark.parametrize("device", [CPU, pytest.param(GPU, marks=pytest.mark.gpu)])
@@ -366,7 +368,7 @@ def test_a_batch_lies_on_the_gpu_and_is_that_of_the_cpu(
     plan = plan_of(catalog)
     loader = loader_of(plan, augment=augment, device=GPU, cache=tmp_path if is_cached else None)
     for ours, other in zip(take(loader, 4), take(loader_of(plan, augment=augment), 4), strict=True):
-        tensors = [ours.images, ours.labels, ours.sample_ids, ours.sets, *ours.tags.values()]
+        tensors = [ours.images, ours.labels, ours.sample_ids, *ours.tags.values()]
         assert {tensor.device for tensor in tensors} == {GPU}
         assert ours.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(ours.images.cpu(), other.images)

@@ -43,7 +43,7 @@ def expected_images(plan: Plan, batch: Batch, number: int, augments: dict[str, A
         config = AugmentConfig.model_validate(augments[name])
         replaced_passes = planned.passes + np.where(ids == planned.sample_ids, 0, (planned.sample_ids + 1) << 32)
         steps = draw_steps(config, plan.seed, 112, ids, replaced_passes)
-        for slot in np.flatnonzero(batch.sets.numpy() == set_number).tolist():
+        for slot in np.flatnonzero(batch.sets == set_number).tolist():
             images[slot] = reference.apply(images[slot], steps.ops[slot], steps.parameters[slot])
     return images
 

@@ -16,7 +16,7 @@ from pipeline.twin import real_only
 from shardgen.errors import UsageError
 from tests.pipeline.simulated import Rows, catalog_of, mix_of
 from tests.support import facemix, make_set
-from train.config import load_recipe
+from train.recipe import load_recipe
 
 SETS: dict[str, Rows] = {
     "old": [(number // 4, "ab"[number % 2]) for number in range(4 * 60)],

@@ -21,11 +21,13 @@ from shardgen.errors import DataError
 from tests.support import ROOT, make_set
 from train import checkpoint
 from train.backbones import make_encoder
-from train.config import HeadConfig, Recipe
+from train.config import HeadConfig
 from train.distributed import World, replicate, this_world
 from train.heads import MarginHead
-from train.loop import Recogniser, train
+from train.loop import train
 from train.metrics import read_metrics
+from train.objective import Recogniser
+from train.recipe import Recipe
 
 CPU = torch.device("cpu")
 NUM_STEPS = 3
@@ -66,7 +68,7 @@ def restated(recipe: Recipe, start: checkpoint.State, num_steps: int) -> nn.Modu
     """The definition: the mean of both halves' gradients, batch norm over a half, its record that of rank 0."""
     plan = open_plan(recipe.mix, recipe.seed, recipe.loader.batch_size)
     heads = [MarginHead(recipe.head, 16, number) for number in plan.num_classes]
-    model = Recogniser(make_encoder(recipe.encoder, 32), heads)
+    model = Recogniser(make_encoder(recipe.encoder, 32), heads, [1, 1])
     model.encoder.load_state_dict(start["encoder"])
     model.heads.load_state_dict(start["heads"])
     optimizer = torch.optim.SGD(
@@ -110,9 +112,9 @@ def test_two_processes_do_what_data_parallelism_means(recipe: Recipe, tmp_path: 
     torch.testing.assert_close(weights, dict(expected.state_dict()), rtol=1e-3, atol=1e-4)
 
     plan = open_plan(recipe.mix, recipe.seed, recipe.loader.batch_size)
-    halves = [plan.batch(step).sample_ids[:4] for step in range(NUM_STEPS)]
+    planned = [plan.batch(step).sample_ids for step in range(NUM_STEPS)]
     assert [one.batch_crc32 for one in read_metrics(tmp_path / "two")] == [
-        f"{zlib.crc32(half.tobytes()):08x}" for half in halves
+        f"{zlib.crc32(batch.tobytes()):08x}" for batch in planned
     ]
 
     # What two began, one can finish: the next global batch is the next of the plan.
@@ -157,7 +159,7 @@ def spoil_last_momentum(run: Path) -> None:
     """Make that of the last identity infinite: the step's loss is finite, its weights in the last rank are not."""
     path = checkpoint.find(run)
     state = checkpoint.load(path)
-    *_, last = state["optimizer"]["state"].values()
+    *_, last = state["updates"]["optimizer"]["state"].values()
     last["momentum_buffer"][-1] = torch.inf
     torch.save(state, path)
 

@@ -9,8 +9,8 @@ from torch import nn
 from shardgen.errors import DataError, UsageError
 from train import checkpoint
 from train.backbones import make_encoder
-from train.config import Recipe
 from train.encoder import load_encoder
+from train.recipe import Recipe
 
 CPU = torch.device("cpu")
 RECIPE = Recipe.model_validate(
@@ -30,7 +30,7 @@ def save(run: Path, step: int) -> tuple[Path, nn.Module]:
     torch.manual_seed(step)
     encoder = make_encoder(RECIPE.encoder, RECIPE.loader.image_size)
     encoder(torch.rand(4, 3, 32, 32))  # so that batch norm has a record of its own
-    state = {"recipe": RECIPE.model_dump(mode="json"), "encoder": encoder.state_dict()}
+    state = {"recipe": RECIPE.model_dump(mode="json"), "encoder": encoder.state_dict(), "updates": {}}
     return checkpoint.save(run / "checkpoints", step, state, keep=3), encoder.eval()
 
 

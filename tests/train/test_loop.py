@@ -11,21 +11,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from shardgen.errors import UsageError
 from tests.support import ROOT, make_set
+from tests.train.runs import assert_same_run, assert_same_weights, columns, copy_of, final_state
 from train import checkpoint
 from train.backbones import make_encoder
-from train.config import HeadConfig, Recipe, load_recipe
+from train.config import HeadConfig
 from train.distributed import World
 from train.heads import MarginHead
-from train.loop import Recogniser, RunResult, autocast_dtype, train
+from train.loop import RunResult, train
 from train.metrics import StepMetrics, read_metrics
+from train.objective import Recogniser
 from train.partial_fc import PartialFC
+from train.recipe import Recipe, load_recipe
 from train.schedule import lr_factor
+from train.updates import autocast_dtype
 
 NUM_STEPS = 6
 
@@ -33,78 +38,11 @@ NUM_STEPS = 6
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def copy_of(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with dotted keys changed, `__` for the dot."""
-    fields = recipe.model_dump(mode="json")
-    for key, value in changes.items():
-        *parents, last = key.split("__")
-        inner = fields
-        for parent in parents:
-            inner = inner[parent]
-        inner[last] = value
-    return Recipe.model_validate(fields)
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """Six steps of 8 small faces; dropout and flips, so that every random state counts."""
-    folder = tmp_path_factory.mktemp("sets")
-    make_set(folder / "photos", range(6), 4)
-    make_set(folder / "renders", range(6, 12), 4, origin="synthetic")
-    sets = {
-        "photos": {"path": str(folder / "photos"), "share": "1/3"},
-        "renders": {"path": str(folder / "renders"), "share": "2/3", "balance": "group"},
-    }
-    return Recipe.model_validate(
-        {
-            "name": "tiny",
-            "run": str(folder / "run"),
-            "mix": {"sets": sets, "epoch": 24},
-            "loader": {"batch_size": 8, "image_size": 32, "device": "cpu", "threads": 1},
-            "encoder": {"backbone": "iresnet_mini", "embedding_size": 16, "dropout": 0.2},
-            "optimizer": {"lr": 0.05},
-            "schedule": {"warmup_epochs": 0.5},
-            "training": {"epochs": 2, "precision": "fp32", "log_every": 1},
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(recipe: Recipe) -> Path:
-    train(recipe)
-    return recipe.run_folder
-
-
-def final_state(run: Path) -> checkpoint.State:
-    return checkpoint.load(checkpoint.find(run))
-
-
 def test_a_run_can_begin_with_another_s_encoder(recipe: Recipe, uninterrupted: Path, tmp_path: Path) -> None:
     other = checkpoint.find(uninterrupted)
     train(copy_of(recipe, run=str(tmp_path / "run"), encoder__pretrained=str(other)), stop_at=0)
     begun, wanted = final_state(tmp_path / "run")["encoder"], final_state(uninterrupted)["encoder"]
     assert all(torch.equal(begun[name], wanted[name]) for name in wanted)
-
-
-def columns(run: Path) -> list[tuple[int, float, float, str]]:
-    return [(one.step, one.loss, one.lr, one.batch_crc32) for one in read_metrics(run)]
-
-
-def assert_same_weights(run: Path, other: Path) -> None:
-    ours, theirs = final_state(run), final_state(other)
-    assert ours["step"] == theirs["step"]
-    assert ours["loader"] == theirs["loader"]
-    assert ours["optimizer"]["param_groups"] == theirs["optimizer"]["param_groups"]
-    momenta = [[one["momentum_buffer"] for one in of["optimizer"]["state"].values()] for of in (ours, theirs)]
-    torch.testing.assert_close(*momenta, rtol=0, atol=0)
-    for part in ("encoder", "heads"):
-        torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
-
-
-def assert_same_run(run: Path, other: Path) -> None:
-    """Bit for bit: weights, momenta, position, and what was reported."""
-    assert_same_weights(run, other)
-    assert columns(run) == columns(other)
 
 
 def test_two_runs_of_one_recipe_are_equal(recipe: Recipe, uninterrupted: Path, tmp_path: Path) -> None:
@@ -296,7 +234,7 @@ def test_every_step_is_reported_with_its_rate_and_epoch(recipe: Recipe, uninterr
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", None)], ids=["bf16", "fp32"])
 def test_precision_is_what_the_recipe_says(precision: str, dtype: torch.dtype | None, recipe: Recipe) -> None:
-    assert autocast_dtype(copy_of(recipe, training__precision=precision), torch.device("cpu")) == dtype
+    assert autocast_dtype(precision, torch.device("cpu")) == dtype
 
 
 def test_bf16_trains_float32_weights(recipe: Recipe, tmp_path: Path) -> None:
@@ -335,7 +273,7 @@ def test_a_split_head_alone_trains_as_a_whole_one(recipe: Recipe, uninterrupted:
     losses, expected = ([one.loss for one in read_metrics(run)] for run in (tmp_path, uninterrupted))
     assert losses == pytest.approx(expected, rel=1e-4)
     ours, theirs = final_state(tmp_path), final_state(uninterrupted)
-    for part in ("encoder", "heads", "optimizer"):
+    for part in ("encoder", "heads", "updates"):
         torch.testing.assert_close(ours[part], theirs[part], rtol=1e-3, atol=1e-4)
 
 
@@ -360,7 +298,7 @@ def recogniser(recipe: Recipe, head: HeadConfig) -> Recogniser:
     """Two heads of 3 and 5 identities, and an encoder without batch statistics."""
     torch.manual_seed(0)
     heads = [PartialFC(head, 16, size, World()) if head.split else MarginHead(head, 16, size) for size in (3, 5)]
-    return Recogniser(make_encoder(recipe.encoder, 32), heads).eval()
+    return Recogniser(make_encoder(recipe.encoder, 32), heads, [1, 1]).eval()
 
 
 @pytest.mark.parametrize("sets", [[0, 1, 1, 0, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], ids=["both", "one each", "one"])
@@ -370,7 +308,7 @@ def test_the_loss_is_the_mean_of_every_samples_with_the_head_of_its_set(
     kind: str, split: bool, sets: list[int], recipe: Recipe
 ) -> None:
     head = HeadConfig.model_validate({"kind": kind, "split": split})
-    model, of_set = recogniser(recipe, head), torch.tensor(sets)
+    model, of_set = recogniser(recipe, head), np.array(sets)
     images, labels = torch.rand(5, 3, 32, 32), torch.tensor([2, 0, 1, 0, 2])
     loss = model(images, labels, of_set)
     embeddings = model.encoder(images)

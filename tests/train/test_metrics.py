@@ -27,12 +27,12 @@ A_STEP = Throughput(
 
 
 def write(run: Path, after_step: int, *steps: int, loss: float = 3.25) -> None:
-    reporter = Reporter(run, after_step, num_ranks=2)
+    reporter = Reporter(run, after_step, num_steps=9, num_ranks=2)
     stats = Throughput()
     for step in steps:
         stats += A_STEP
         fields = {"step": step, "epoch": 0.5, "loss": loss, "lr": 0.1, "batch_crc32": "0012abcd"}
-        reporter.report(fields, stats, num_steps=9)
+        reporter.report(fields, stats)
     reporter.close()
 
 
@@ -42,10 +42,10 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
 
 
 def test_failures_are_counted_over_the_whole_run(tmp_path: Path) -> None:
-    reporter = Reporter(tmp_path, 0, num_ranks=1)
+    reporter = Reporter(tmp_path, 0, num_steps=9, num_ranks=1)
     fields = {"epoch": 0.5, "loss": 1, "lr": 0.1, "batch_crc32": "0012abcd"}
-    reporter.report({"step": 1, **fields}, Throughput(8, 1, failures=2), num_steps=9)
-    reporter.report({"step": 2, **fields}, Throughput(16, 2, failures=2), num_steps=9)
+    reporter.report({"step": 1, **fields}, Throughput(8, 1, failures=2))
+    reporter.report({"step": 2, **fields}, Throughput(16, 2, failures=2))
     reporter.close()
     assert [one.failures for one in read_metrics(tmp_path)] == [2, 2]
 

@@ -60,7 +60,7 @@ INSIGHTFACE: dict[str, Callable[[State], object]] = {
     "backbone.pth": lambda state: state,
     "DataParallel": lambda state: prefixed("module.", state),
     "checkpoint_gpu_0.pt": lambda state: {"epoch": 3, "state_dict_backbone": state, "state_dict_softmax_fc": {}},
-    "of facemix": lambda state: {"version": 1, "step": 9, "encoder": state, "heads": {}},
+    "of facemix": lambda state: {"version": 2, "step": 9, "encoder": state, "updates": {}},
 }
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.config import flatten
 from shardgen.errors import UsageError
 from tests.support import ROOT
-from train.config import FREE_TO_CHANGE, Recipe, differences, load_recipe
+from train.recipe import FREE_TO_CHANGE, Recipe, differences, load_recipe
 
 MINIMAL = "name: x\nmix: {sets: {a: {path: p, share: 1/3}, b: {path: q, share: 2/3}}}\n"
 
