@@ -202,7 +202,7 @@ def export_to_onnx(encoder: Path, out: Path) -> None:
 
 
 @cli.command()
-@click.argument("name", type=click.Choice(["loader", "plan", "shard"]))
+@click.argument("name", type=click.Choice(["loader", "plan", "shard", "train"]))
 @click.option("--smoke", is_flag=True, help="Only show that it runs.")
 def bench(name: str, smoke: bool) -> None:
     """Run one of the scripts of benchmarks/ and print its table."""

@@ -29,15 +29,14 @@ def check(recipe: Recipe) -> Iterator[str]:
     yield from plan_report.lines(plan)
     check_budget(recipe.budget, plan)
     for origin, given in taken(plan).items():
-        allowed = recipe.budget.get(origin)  # type: ignore[call-overload]
-        limits = f"; its budget: {allowed.model_dump(exclude_none=True)}" if allowed else ""
-        yield f"{origin}: {given.identities} identities, {given.images} images{limits}"
+        yield f"{origin}: {given.identities} identities, {given.images} images{_limits(recipe, origin)}"
     encoder = make_encoder(recipe.encoder, recipe.loader.image_size)
     if recipe.encoder.pretrained is not None:
         load_weights(encoder, recipe.encoder.pretrained)
     yield f"{recipe.encoder.backbone}: {_millions(encoder)} million weights; {_trained_against(recipe, plan)}"
-    for name, pairs in Validation(recipe.validation, recipe.loader, World(), _CPU).num_pairs.items():
-        yield f"validation: {name}, {pairs} pairs"
+    validation = Validation(recipe.validation, recipe.loader, World(), _CPU)
+    for name, accuracy in validation.measure(encoder).items():
+        yield f"validation: {name}, {validation.num_pairs[name]} pairs, {accuracy:.4f} before training"
     loader = FaceLoader(plan, recipe.augment, recipe.loader, _CPU)
     yield f"the first batch: {len(next(loader).labels)} images, decoded and augmented"
     loader.close()
@@ -54,6 +53,12 @@ def _open_each(recipe: Recipe) -> None:
             faults.append(f"{name}: {error}")
     if faults:
         raise DataError(f"{len(faults)} of {len(recipe.mix.sets)} sets cannot be used: {'; '.join(faults)}")
+
+
+def _limits(recipe: Recipe, origin: str) -> str:
+    limits = recipe.model_dump()["budget"].get(origin, {})
+    parts = [f"{what} {limit}" for what, limit in limits.items() if limit is not None]
+    return f"; its budget: {', '.join(parts)}" if parts else ""
 
 
 def _millions(network: nn.Module) -> str:
