@@ -21,7 +21,7 @@ from shardgen.errors import DataError
 from tests.support import ROOT, make_set
 from train import checkpoint
 from train.backbones import make_encoder
-from train.config import HeadConfig
+from train.config import ContrastiveConfig, HeadConfig
 from train.distributed import World, replicate, this_world
 from train.heads import MarginHead
 from train.loop import train
@@ -136,7 +136,7 @@ def rank_of(rank: int) -> dict[str, str]:
 
 
 def train_in_turns(rank: int, worlds: list[dict[str, str]], recipes: list[Recipe], barrier: Barrier) -> None:
-    """Of each run, two steps by two processes, two by one, two by two; then a step with a bad momentum."""
+    """Of each run, two steps by two processes, two by one, two by two; then, of the second, one with a bad momentum."""
     torch.set_num_threads(1)
     for recipe in recipes:
         os.environ.update(worlds.pop() | rank_of(rank))
@@ -148,11 +148,11 @@ def train_in_turns(rank: int, worlds: list[dict[str, str]], recipes: list[Recipe
         os.environ.update(worlds.pop())
         train(recipe, resume=True, stop_at=6)
     if rank == 0:
-        spoil_last_momentum(recipes[-1].run_folder)
+        spoil_last_momentum(recipes[1].run_folder)
     barrier.wait()
     os.environ.update(worlds.pop())
     with pytest.raises(DataError, match="weights at step 7 are not finite"):
-        train(recipes[-1], resume=True, stop_at=7)
+        train(recipes[1], resume=True, stop_at=7)
 
 
 def spoil_last_momentum(run: Path) -> None:
@@ -164,23 +164,49 @@ def spoil_last_momentum(run: Path) -> None:
     torch.save(state, path)
 
 
-def test_a_split_head_trains_stops_and_resumes_as_a_whole_one_in_two_one_and_two_processes(
-    recipe: Recipe, tmp_path: Path
-) -> None:
-    whole, split = (in_folder(recipe, tmp_path / name)[0] for name in ("whole", "split"))
+@pytest.fixture(scope="module")
+def in_turns(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Recipe, Recipe]:
+    """A run with a whole head, one with a split head, and one on pairs, by two, one and two processes."""
+    folder = tmp_path_factory.mktemp("turns")
+    whole, split, pairs = (in_folder(recipe, folder / name)[0] for name in ("whole", "split", "pairs"))
     split = split.model_copy(update={"head": HeadConfig(split=True)})
+    mix = pairs.mix.model_copy(update={"per_identity": 2})
+    loader = pairs.loader.model_copy(update={"batch_size": 16})  # batch norm over fewer makes much of the last digits
+    more = {"mix": mix, "loader": loader, "contrastive": ContrastiveConfig(queue=20, groups=2)}
+    pairs = pairs.model_copy(update=more)
     spawn = multiprocessing.get_context("spawn")
-    barrier, worlds = spawn.Barrier(2, timeout=60), [two_at_a_port() for _ in range(5)]
-    processes = [spawn.Process(target=train_in_turns, args=(rank, worlds, [whole, split], barrier)) for rank in (0, 1)]
+    barrier, worlds = spawn.Barrier(2, timeout=60), [two_at_a_port() for _ in range(7)]
+    processes = [
+        spawn.Process(target=train_in_turns, args=(rank, worlds, [whole, split, pairs], barrier)) for rank in (0, 1)
+    ]
     for one in processes:
         one.start()
     for one in processes:
-        one.join(60)
+        one.join(90)
         one.kill()
     assert [one.exitcode for one in processes] == [0, 0]
+    return whole, split, pairs
 
+
+def test_pairs_give_in_two_one_and_two_processes_the_losses_that_they_give_in_one(
+    in_turns: tuple[Recipe, Recipe, Recipe], tmp_path: Path
+) -> None:
+    *_, pairs = in_turns
+    alone = pairs.model_copy(update={"run": tmp_path})
+    train(alone, stop_at=6)
+    ours, expected = read_metrics(pairs.run_folder), read_metrics(tmp_path)
+    assert [one.batch_crc32 for one in ours] == [one.batch_crc32 for one in expected]
+    assert [one.loss for one in ours] == pytest.approx([one.loss for one in expected], rel=1e-3)
+
+
+def test_a_split_head_trains_stops_and_resumes_as_a_whole_one_in_two_one_and_two_processes(
+    in_turns: tuple[Recipe, Recipe, Recipe],
+) -> None:
+    whole, split, _ = in_turns
     expected, reported = read_metrics(whole.run_folder), read_metrics(split.run_folder)
-    assert [one.batch_crc32 for one in reported[:6]] == [one.batch_crc32 for one in expected]
+    planned = open_plan(whole.mix, whole.seed, whole.loader.batch_size)
+    crcs = [f"{zlib.crc32(planned.batch(step).sample_ids.tobytes()):08x}" for step in range(6)]
+    assert [one.batch_crc32 for one in reported[:6]] == [one.batch_crc32 for one in expected] == crcs
     assert [one.loss for one in reported[:6]] == pytest.approx([one.loss for one in expected], rel=1e-3)
     theirs, ours = (checkpoint.load(checkpoint.all_in(one.run_folder / "checkpoints")[-1]) for one in (whole, split))
     assert ours["step"] == theirs["step"] == 6
@@ -213,6 +239,34 @@ def test_a_signal_to_one_process_stops_and_saves_the_run(recipe: Recipe, tmp_pat
     assert [one.returncode for one in processes] == [130, 130], errors
     last = read_metrics(tmp_path / "run")[-1].step
     assert checkpoint.load(checkpoint.find(tmp_path / "run"))["step"] == last
+
+
+def test_nodes_that_do_not_share_the_run_folder_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    """Two nodes with a process each; only the first has the checkpoint."""
+    moved = recipe.model_copy(update={"run": Path("run")})
+    world, processes = two_at_a_port(), []
+    for rank in range(2):
+        node = tmp_path / f"node{rank}"
+        node.mkdir()
+        (node / "recipe.yaml").write_text(yaml.safe_dump(moved.model_dump(mode="json")))
+        if not rank:
+            train(recipe.model_copy(update={"run": node / "run"}), stop_at=1)
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, ROOT / "cli.py", "train", "recipe.yaml", "--resume"],
+                cwd=node,
+                env=os.environ | world | rank_of(rank) | {"LOCAL_RANK": "0"},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        errors = [one.communicate(timeout=120)[1] for one in processes]
+    finally:
+        for one in processes:
+            one.kill()
+    assert [one.returncode for one in processes] == [2, 2]
+    assert all("some processes would go on from step 0, others from 1: the run folder" in error for error in errors)
 
 
 def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
