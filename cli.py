@@ -7,14 +7,18 @@ import shutil
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shardgen import commands
 from shardgen.commands import PATH, json_option, options, print_json
 from shardgen.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from eval.evaluate import Evaluation
 
 _SHEET_PAIRS = 20  # of each kind of finding
 INTERRUPTED = 130  # what shells use for Ctrl-C
@@ -130,23 +134,58 @@ def plan(recipe: Path, overrides: Sequence[str], *, real_only: Path | None, shee
 @_RECIPE
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint.")
 @click.option("--stop-at", type=click.IntRange(min=0), metavar="STEP", help="Save and stop after this step.")
-def train(recipe: Path, overrides: Sequence[str], resume: bool, stop_at: int | None) -> None:
-    """Train an encoder as a recipe says; also under torchrun."""
+@click.option("--check", is_flag=True, help="Only look whether the data, the budget and the plan allow the run.")
+def train(recipe: Path, overrides: Sequence[str], resume: bool, stop_at: int | None, check: bool) -> None:
+    """Train an encoder as a recipe says, or the cells of a grid, which go on where they stand; also under torchrun."""
+    from train.grid import is_grid
     from train.loop import train as train_run
     from train.recipe import load_recipe
 
+    if check:
+        _check_training(recipe, overrides)
+        return
+    if is_grid(recipe):
+        _train_grid(recipe, overrides, stop_at)
+        return
     result = train_run(load_recipe(recipe, overrides), resume=resume, stop_at=stop_at)
     if result.is_main and result.finished:
         click.echo(f"{result.folder}: {result.num_steps} steps done")
         click.echo(f"next: facemix eval {result.folder} --bin NAME=FILE")
     elif result.is_main:
         click.echo(f"{result.folder}: stopped at step {result.step} of {result.num_steps}; go on with --resume")
-    if not result.finished and (stop_at is None or result.step < stop_at):
+    if result.interrupted and not result.finished:
         sys.exit(INTERRUPTED)
 
 
+def _check_training(path: Path, overrides: Sequence[str]) -> None:
+    from train.check import check
+    from train.grid import is_grid, load_grid
+    from train.recipe import load_recipe
+
+    cells = load_grid(path, overrides).cells if is_grid(path) else {"": load_recipe(path, overrides)}
+    for cell, recipe in cells.items():
+        if cell:
+            click.echo(f"\ncell {cell}")
+        for line in check(recipe):
+            click.echo(line)
+
+
+def _train_grid(path: Path, overrides: Sequence[str], stop_at: int | None) -> None:
+    from train.distributed import this_world
+    from train.grid import load_grid, train_grid
+    from train.loop import train as train_run
+
+    grid = load_grid(path, overrides)
+    result = train_grid(grid, partial(train_run, resume=True, stop_at=stop_at))
+    if this_world().rank == 0:
+        click.echo("\n".join([*result.lines(), f"next: facemix eval --grid {path} --bin NAME=FILE"]))
+    if result.interrupted or result.faults:
+        sys.exit(INTERRUPTED if result.interrupted else 1)
+
+
 @cli.command(name="eval")
-@click.argument("encoder", metavar="RUN|CHECKPOINT", type=PATH)
+@click.argument("encoder", metavar="RUN|CHECKPOINT", type=PATH, required=False)
+@click.option("--grid", type=PATH, help="Measure the runs of a grid instead, and write its table beside them.")
 @click.option("--bin", "bins", multiple=True, metavar="NAME=FILE", help="A verification set; repeatable.")
 @click.option("--gallery", type=PATH, help="Shard set of enrolled faces.")
 @click.option("--probes", type=PATH, help="Shard set of faces to search in the gallery.")
@@ -154,36 +193,62 @@ def train(recipe: Path, overrides: Sequence[str], resume: bool, stop_at: int | N
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
 @json_option
 def evaluate(
-    encoder: Path,
+    encoder: Path | None,
     bins: Sequence[str],
+    *,
+    grid: Path | None,
     gallery: Path | None,
     probes: Path | None,
     out: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
-    """Measure an encoder: verification, identification, by group."""
-    from eval.evaluate import evaluate as measure
+    """Measure an encoder, or all of a grid: verification, identification, by group."""
     from eval.protocols import read_bin
-    from eval.report import write_report
-    from pipeline.loader import resolve_device
-    from train.encoder import load_encoder
 
+    if (encoder is None) == (grid is None):
+        raise UsageError("give a run, a checkpoint or --grid FILE, and one of them only")
     if (gallery is None) != (probes is None):
         raise UsageError("--gallery and --probes go together; give both or neither")
     for one in bins:
         if "=" not in one:
             raise UsageError(f"--bin {one}: write NAME=FILE, such as --bin lfw=lfw.bin")
-    where = resolve_device(device)
-    trained = load_encoder(encoder, where)
     named = [read_bin(name, Path(file)) for name, _, file in (one.partition("=") for one in bins)]
     pair = (gallery, probes) if gallery is not None and probes is not None else None
+    if grid is not None:
+        _evaluate_grid(grid, named, pair, out, device, as_json)
+    elif encoder is not None:
+        result, page = _evaluate(encoder, named, pair, out, device)
+        if as_json:
+            print_json(result.to_json())
+        else:
+            click.echo("\n".join([*result.lines(), f"report: {page}"]))
+
+
+def _evaluate(encoder: Path, named: Any, pair: Any, out: Path | None, device: str) -> tuple["Evaluation", Path]:
+    from eval.evaluate import evaluate as measure
+    from eval.report import write_report
+    from pipeline.loader import resolve_device
+    from train.encoder import load_encoder
+
+    where = resolve_device(device)
+    trained = load_encoder(encoder, where)
     result = measure(trained.description, trained.network, trained.loader, where, named, pair)
-    page = write_report(result, out or trained.run)
+    return result, write_report(result, out or trained.run)
+
+
+def _evaluate_grid(path: Path, named: Any, pair: Any, out: Path | None, device: str, as_json: bool) -> None:
+    from eval.table import grid_table
+    from train.grid import load_grid, measure_grid
+
+    grid = load_grid(path)
+    results = measure_grid(grid, lambda run: _evaluate(run, named, pair, None, device)[0])
+    table = grid_table(grid.name, results)
+    table.write(out or grid.run)
     if as_json:
-        print_json(result.to_json())
+        print_json({cell: result and result.to_json() for cell, result in results.items()})
         return
-    click.echo("\n".join([*result.lines(), f"report: {page}"]))
+    click.echo(f"{table.markdown()}\ntable: {(out or grid.run) / 'table.md'}, table.csv, table.tex")
 
 
 @commands.export.command(name="onnx")

@@ -84,9 +84,11 @@ def _facemix(data: Data, augment: str = "flip", as_float: bool = False, cached: 
 
     loader = face_loader(data, augment, cached)
 
+    memory = normalised(next(loader).images)  # as in training, the floats of a batch take the place of the last ones
+
     def run() -> int:
         batches = (batch.images for batch in islice(loader, data.images // BATCH))
-        return sum(len(normalised(images) if as_float else images) for images in batches)
+        return sum(len(normalised(images, memory) if as_float else images) for images in batches)
 
     return run
 

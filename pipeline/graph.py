@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
+from nvidia.dali.tensors import TensorCPU
 from torch.utils.dlpack import from_dlpack
 
 from pipeline.graph_steps import Node, apply_steps, step_arguments
@@ -68,7 +69,7 @@ def augmented(inputs: Iterator[tuple[Images, Steps]], options: GraphOptions) -> 
     return _run(inputs, options, _augmenting)
 
 
-def _checked(inputs: Iterator[Inputs], max_batch_size: int) -> Iterator[tuple[Images, Steps | None]]:
+def _checked(inputs: Iterator[Inputs], max_batch_size: int) -> Iterator[tuple[Sequence[TensorCPU], Steps | None]]:
     """Pass the inputs on; raise `DecodingFailed` for images whose header DALI cannot read.
 
     DALI 2.4's decoder segfaults where one of its threads meets such a header (what is broken further on it
@@ -76,14 +77,14 @@ def _checked(inputs: Iterator[Inputs], max_batch_size: int) -> Iterator[tuple[Im
     """
     headers = _headers(batch_size=max_batch_size, num_threads=1, device_id=None, prefetch_queue_depth=1)
     for files, steps in inputs:
-        arrays = [np.frombuffer(file, np.uint8) for file in files]
-        doubtful = [array for array, file in zip(arrays, files, strict=True) if not _is_sound_jpeg(file)]
+        tensors = list(map(TensorCPU, files))  # DALI would make them of arrays, and look at each a dozen times before
+        doubtful = [tensor for tensor, file in zip(tensors, files, strict=True) if not _is_sound_jpeg(file)]
         try:
             if doubtful:
                 headers.run(encoded=doubtful)
         except RuntimeError as error:
             raise DecodingFailed("an image of the batches under way has no readable header") from error
-        yield arrays, steps
+        yield tensors, steps
 
 
 def _is_sound_jpeg(content: bytes) -> bool:
@@ -99,7 +100,7 @@ def _headers() -> Node:
 
 
 def _run(
-    inputs: Iterator[tuple[Images, Steps | None]],
+    inputs: Iterator[tuple[Images | Sequence[TensorCPU], Steps | None]],
     options: GraphOptions,
     graph: Callable[..., Pipeline],
 ) -> Iterator[torch.Tensor]:
@@ -139,7 +140,7 @@ def _run(
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _decoding(source: Source, options: GraphOptions) -> Node:
-    encoded, *steps = _inputs(source, options, ndim=1, layout="")
+    encoded, *steps = _inputs(source, options, ndim=1, layout=None)
     images = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
     if options.resize:
         images = fn.resize(images, size=options.image_size, interp_type=types.INTERP_LINEAR, antialias=True)
@@ -152,7 +153,7 @@ def _augmenting(source: Source, options: GraphOptions) -> Node:
     return _after_steps(images, steps, options)
 
 
-def _inputs(source: Source, options: GraphOptions, ndim: int, layout: str) -> Sequence[Node]:
+def _inputs(source: Source, options: GraphOptions, ndim: int, layout: str | None) -> Sequence[Node]:
     number = 2 if options.possible_ops else 1
     nodes: Sequence[Node] = fn.external_source(
         source=source,
@@ -161,7 +162,7 @@ def _inputs(source: Source, options: GraphOptions, ndim: int, layout: str) -> Se
         no_copy=True,
         dtype=[types.UINT8, types.FLOAT][:number],
         ndim=[ndim, 2][:number],
-        layout=[layout, ""][:number],
+        layout=layout and [layout, ""][:number],
     )
     return nodes
 

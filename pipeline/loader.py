@@ -42,15 +42,19 @@ class Batch:
     """Tag axis -> `[batch] int64`: positions in the catalog's values of that axis."""
 
 
-def normalised(images: torch.Tensor) -> torch.Tensor:
+def normalised(images: torch.Tensor, memory: torch.Tensor | None = None) -> torch.Tensor:
     """Return uint8 images as encoders take them: float32 in [-1, 1], channels_last in memory as they are.
 
-    Call it on the device: until then a batch is a quarter of the bytes.
+    Call it on the device: until then a batch is a quarter of the bytes. On the CPU an earlier result that nobody needs
+    any more, with as many images of that size or more, may lend its `memory`; new memory costs as much as the floats.
     """
     if images.device.type != "cpu":
         return images.float().sub_(127.5).div_(127.5)
     pixels = images.permute(0, 2, 3, 1).numpy()
-    floats = np.empty(pixels.shape, np.float32)  # in huge pages, which torch does not ask for: a third of the time
+    if memory is None:
+        floats = np.empty(pixels.shape, np.float32)  # in huge pages, which torch does not ask for: a third of the time
+    else:
+        floats = memory.permute(0, 2, 3, 1).numpy()[: len(pixels)]
     rows = (-1, *pixels.shape[2:])
     cv2.LUT(pixels.reshape(rows), _LEVELS, floats.reshape(rows))
     return torch.from_numpy(floats).permute(0, 3, 1, 2)

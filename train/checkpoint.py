@@ -61,6 +61,15 @@ def find(path: Path) -> Path:
     return found[-1]
 
 
+def is_finished(run: Path) -> bool:
+    """Return whether a run's newest checkpoint is of its last step."""
+    found = all_in(run / "checkpoints")
+    if not found:
+        return False
+    state = load(found[-1])
+    return bool(state["step"] == state["num_steps"])
+
+
 class Damaged(Exception):
     """A file is not as it was written; the text says where."""
 

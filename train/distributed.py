@@ -4,12 +4,15 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 Number = TypeVar("Number", np.float32, np.float64, np.int64)
 
@@ -37,7 +40,14 @@ def join(world: World, device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world.world_size > 1:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # torchrun's store outlives a group: the next one must not find the addresses of the last.
+        store, rank, size = next(iter(rendezvous("env://")))
+        own = PrefixStore(f"run {next(_joined)}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=own, rank=rank, world_size=size)
+
+
+_joined = count()
 
 
 def leave(world: World) -> None:

@@ -51,6 +51,8 @@ class RunResult:
     num_steps: int
     is_main: bool
     """Whether this is the process that speaks for all."""
+    interrupted: bool = False
+    """Whether a process was told to end, by a signal."""
 
     @property
     def finished(self) -> bool:
@@ -74,6 +76,8 @@ def train(recipe: Recipe, *, resume: bool = False, stop_at: int | None = None) -
     device = resolve_device(recipe.loader.device, world.local_rank)
     run = recipe.run_folder
     latest = _latest_checkpoint(run, recipe, resume)
+    if latest is not None and latest["step"] == latest["num_steps"]:
+        return RunResult(run, latest["step"], latest["num_steps"], is_main=world.rank == 0)
     plan = open_plan(recipe.mix, recipe.seed, recipe.loader.batch_size)
     check_budget(recipe.budget, plan)
     join(world, device)
@@ -86,12 +90,12 @@ def train(recipe: Recipe, *, resume: bool = False, stop_at: int | None = None) -
         _check_together(trainer.step, world)
         if world.rank == 0:
             _describe(run, recipe, device)
-            if resume:
+            if latest is not None:
                 _log.info("%s: going on from step %d", run, trainer.step)
-        step = trainer.run(stop_at)
+        interrupted = trainer.run(stop_at)
     finally:
         leave(world)
-    return RunResult(run, step, trainer.num_steps, is_main=world.rank == 0)
+    return RunResult(run, trainer.step, trainer.num_steps, world.rank == 0, interrupted)
 
 
 def _latest_checkpoint(run: Path, recipe: Recipe, resume: bool) -> checkpoint.State | None:
@@ -153,14 +157,14 @@ class Trainer:
         """Begin with an encoder's weights from a file; raise as `load_weights` does."""
         load_weights(self._objective.encoder, path)
 
-    def run(self, stop_at: int | None) -> int:
-        """Take steps until the last, `stop_at` or a signal; save; return the number of steps done."""
+    def run(self, stop_at: int | None) -> bool:
+        """Take steps until the last, `stop_at` or a signal; save; return whether it was a signal to any process."""
         last = self.num_steps if stop_at is None else min(stop_at, self.num_steps)
         with closing(self._loader), self._reporting() as reporter, _stop_signals() as stopped:
-            while self.step < last and not any_rank(bool(stopped), self._world):
+            while not (interrupted := any_rank(bool(stopped), self._world)) and self.step < last:
                 self._take_step(reporter, last)
         self._save()
-        return self.step
+        return interrupted
 
     @contextmanager
     def _reporting(self) -> Iterator[Reporter | None]:
@@ -246,6 +250,7 @@ class Trainer:
         """Return all that the next steps depend on, in a world of any size; all ranks must ask."""
         return {
             "step": self.step,
+            "num_steps": self.num_steps,
             "recipe": self._recipe.model_dump(mode="json"),
             "encoder": self._objective.encoder.state_dict(),
             "heads": self._objective.heads.state_dict(),

@@ -43,6 +43,7 @@ class Updater:
             raise UsageError(f"training.accumulate {self._num_parts} is more than the {images} images of a process")
         self._optimizer = _make_optimizer(recipe.optimizer, objective.parameters)
         self._scaler = _make_scaler(device, self._dtype, recipe.head.split and world.world_size > 1)
+        self._memory: torch.Tensor | None = None
         self._average = None if recipe.training.ema is None else _averaged(objective.encoder, recipe.training.ema)
 
     @property
@@ -72,11 +73,17 @@ class Updater:
         for number, (images, labels, sets) in enumerate(parts, 1):
             with self._exchanging(number == len(parts)):
                 with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
-                    loss = self._objective.loss(normalised(images), labels, sets.numpy())
+                    loss = self._objective.loss(self._normalised(images), labels, sets.numpy())
                 loss = loss * (len(images) / len(batch.images))
                 self._scaler.scale(loss).backward()
             total += loss.detach()
         return total
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        floats = normalised(images, self._memory)
+        if self._memory is None and self._device.type == "cpu":
+            self._memory = floats  # of the first part, which none exceeds
+        return floats
 
     def _exchanging(self, last: bool) -> AbstractContextManager[None]:
         replicas = (one for one in self._objective.loss.modules() if isinstance(one, DistributedDataParallel))

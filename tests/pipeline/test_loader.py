@@ -79,6 +79,16 @@ def test_encoders_take_float_images_from_minus_1_to_1_in_channels_last_memory(
     assert (images.min().item(), images.max().item()) == (-1, 1)
 
 
+def test_floats_can_take_the_memory_of_earlier_ones() -> None:
+    earlier, later = (torch.randint(0, 256, (number, 3, 8, 8), dtype=torch.uint8) for number in (5, 3))
+    later = later.contiguous(memory_format=torch.channels_last)
+    memory = normalised(earlier)
+    found = normalised(later, memory)
+    assert found.data_ptr() == memory.data_ptr()
+    assert torch.equal(found, normalised(later))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_with_separate_labels_every_set_counts_from_0(catalog: Catalog) -> None:
     plan = plan_of(catalog, {**MIX, "labels": "separate"})
     (batch,) = take(loader_of(plan), 1)

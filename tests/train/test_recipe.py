@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from pipeline.config import flatten
 from shardgen.errors import UsageError
-from tests.support import ROOT
 from train.recipe import FREE_TO_CHANGE, Recipe, differences, load_recipe
 
 MINIMAL = "name: x\nmix: {sets: {a: {path: p, share: 1/3}, b: {path: q, share: 2/3}}}\n"
@@ -49,11 +48,6 @@ def refusal(path: Path, *overrides: str) -> str:
     message = str(refused.value)
     assert "\n" not in message
     return message
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: str(path.name))
-def test_every_recipe_of_the_project_loads(path: Path) -> None:
-    assert load_recipe(path).name
 
 
 def test_overrides_are_applied_in_turn_at_any_depth(recipe_file: Path) -> None:

@@ -1,0 +1,183 @@
+"""Tables as papers print them: a row per run, a column per figure, the best of each column in bold.
+
+One table has three forms: Markdown to read, CSV for programs, LaTeX for the paper.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from eval.evaluate import Evaluation, IdentificationResult
+from shardgen.files import write_durably
+from shardgen.tags import UNKNOWN
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    }
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One kind of figure."""
+
+    name: str
+    best: Literal["highest", "lowest"] | None = "highest"
+    """Which of its figures stands out."""
+    digits: int = 2
+    """Decimals that are shown."""
+
+    def shown(self, figure: float | None) -> str | None:
+        """Return a figure as it is printed."""
+        return None if figure is None else f"{figure:.{self.digits}f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures by row and column."""
+
+    title: str
+    label: str
+    """What a row is."""
+    columns: Sequence[Column]
+    rows: Mapping[str, Sequence[float | None]]
+    """Name -> a figure for each column; None is shown as a dash."""
+
+    def markdown(self) -> str:
+        """Return it for reading, as it is or rendered; names are escaped."""
+        header = [_for_markdown(name) for name in self._header()]
+        rows = self._cells(_for_markdown, "**{}**".format, "\u2013")
+        return "\n".join([_for_markdown(self.title), "", *_aligned([header, *rows]), ""])
+
+    def csv(self) -> str:
+        """Return it for programs: figures in full, nothing where there is none."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self._header())
+        writer.writerows([name, *figures] for name, figures in self.rows.items())
+        return text.getvalue()
+
+    def latex(self) -> str:
+        """Return it for a paper that uses the package booktabs; names are escaped."""
+        header = [_for_latex(name) for name in self._header()]
+        rows = self._cells(_for_latex, r"\textbf{{{}}}".format, "--")
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_for_latex(self.title)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
+            r"\toprule",
+            *_latex_rows([header]),
+            r"\midrule",
+            *_latex_rows(rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join([*lines, ""])
+
+    def write(self, folder: Path) -> None:
+        """Write `table.md`, `table.csv` and `table.tex` into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("table.md", self.markdown()), ("table.csv", self.csv()), ("table.tex", self.latex())):
+            write_durably(folder / name, text.encode())
+
+    def _header(self) -> list[str]:
+        return [self.label, *(column.name for column in self.columns)]
+
+    def _cells(self, escape: Callable[[str], str], bold: Callable[[str], str], dash: str) -> list[list[str]]:
+        """Return the rows as text, each with its name first."""
+        best = [self._best(place) for place in range(len(self.columns))]
+        return [
+            [
+                escape(name),
+                *(
+                    dash if text is None else bold(text) if text == most else text
+                    for text, most in zip(self._shown(figures), best, strict=True)
+                ),
+            ]
+            for name, figures in self.rows.items()
+        ]
+
+    def _shown(self, figures: Sequence[float | None]) -> list[str | None]:
+        return [column.shown(figure) for column, figure in zip(self.columns, figures, strict=True)]
+
+    def _best(self, place: int) -> str | None:
+        """Return the best of a column as it is shown, so that equals stand out alike; None without a choice."""
+        column = self.columns[place]
+        figures = [row[place] for row in self.rows.values()]
+        known = [figure for figure in figures if figure is not None]
+        if column.best is None or len(known) < 2:
+            return None
+        return column.shown(max(known) if column.best == "highest" else min(known))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return Markdown's lines for a header and rows: names to the left, figures to the right."""
+    first, *others = (max(2, *map(len, column)) for column in zip(*rows, strict=True))
+    rule = [":".ljust(first, "-"), *(":".rjust(width, "-") for width in others)]
+    lines = [[name.ljust(first), *map(str.rjust, figures, others)] for name, *figures in (rows[0], rule, *rows[1:])]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _for_markdown(text: str) -> str:
+    return re.sub(r"([\\`*\[<|])", r"\\\1", " ".join(text.split()))
+
+
+def _for_latex(text: str) -> str:
+    return text.translate(_LATEX)
+
+
+def _latex_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    return [" & ".join(row) + r" \\" for row in rows]
+
+
+def grid_table(title: str, results: Mapping[str, Evaluation | None]) -> Table:
+    """Return the papers' table of a grid: cell -> what was measured, None where nothing is trained yet.
+
+    All figures are in percent: the accuracy on each verification set and their mean, rank 1, and for each tag axis the
+    groups' verification accuracies with their mean (AVG), standard deviation (STD, ddof 0) and TO = AVG - STD, the
+    score of FRCSyn (Melzi et al., WACV workshops 2024).
+    """
+    figures = {cell: {} if one is None else _figures(one) for cell, one in results.items()}
+    columns = list(dict.fromkeys(column for one in figures.values() for column in one))
+    rows = {cell: [one.get(column) for column in columns] for cell, one in figures.items()}
+    return Table(title, "cell", columns, rows)
+
+
+def _figures(result: Evaluation) -> dict[Column, float | None]:
+    accuracies = {one.name: one.accuracy.mean for one in result.verification}
+    figures: dict[Column, float | None] = {Column(name): 100 * accuracy for name, accuracy in accuracies.items()}
+    if len(accuracies) > 1:
+        figures[Column("average")] = 100 * sum(accuracies.values()) / len(accuracies)
+    if result.identification is not None:
+        figures[Column("rank 1")] = 100 * result.identification.rank_1
+        for axis in result.identification.spreads:
+            figures |= _of_groups(result.identification, axis)
+    return figures
+
+
+def _of_groups(found: IdentificationResult, axis: str) -> dict[Column, float | None]:
+    known = [one for one in found.groups[axis] if one.group != UNKNOWN]
+    groups = {one.group: one.verification_accuracy for one in known}
+    figures = {
+        Column(f"{axis}: {group}"): None if accuracy is None else 100 * accuracy for group, accuracy in groups.items()
+    }
+    mean, std = 100 * found.spreads[axis].mean, 100 * found.spreads[axis].std
+    return {
+        **figures,
+        Column(f"{axis}: AVG"): mean,
+        Column(f"{axis}: STD", best="lowest"): std,
+        Column(f"{axis}: TO"): mean - std,
+    }
