@@ -51,10 +51,9 @@ def normalised(images: torch.Tensor, memory: torch.Tensor | None = None) -> torc
     if images.device.type != "cpu":
         return images.float().sub_(127.5).div_(127.5)
     pixels = images.permute(0, 2, 3, 1).numpy()
-    if memory is None:
-        floats = np.empty(pixels.shape, np.float32)  # in huge pages, which torch does not ask for: a third of the time
-    else:
-        floats = memory.permute(0, 2, 3, 1).numpy()[: len(pixels)]
+    if memory is None:  # NumPy takes huge pages, which torch does not ask for: a third of the time
+        memory = torch.from_numpy(np.empty(pixels.shape, np.float32)).permute(0, 3, 1, 2)
+    floats = memory.permute(0, 2, 3, 1).numpy()[: len(pixels)]
     rows = (-1, *pixels.shape[2:])
     cv2.LUT(pixels.reshape(rows), _LEVELS, floats.reshape(rows))
     return torch.from_numpy(floats).permute(0, 3, 1, 2)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support import ROOT, facemix
 
-HELPERS = ("__init__", "environments", "loader_peers", "peers", "pil_augment", "simulated", "timing")
+HELPERS = ("__init__", "environments", "loader_peers", "peers", "pil_augment", "simulated", "timing", "train_peers")
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in HELPERS)
 
 
