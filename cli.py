@@ -9,16 +9,13 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from shardgen import commands
 from shardgen.commands import PATH, json_option, options, print_json
 from shardgen.errors import DataError, UsageError
-
-if TYPE_CHECKING:
-    from eval.evaluate import Evaluation
 
 _SHEET_PAIRS = 20  # of each kind of finding
 INTERRUPTED = 130  # what shells use for Ctrl-C
@@ -184,71 +181,77 @@ def _train_grid(path: Path, overrides: Sequence[str], stop_at: int | None) -> No
 
 
 @cli.command(name="eval")
-@click.argument("encoder", metavar="RUN|CHECKPOINT", type=PATH, required=False)
+@click.argument("encoders", metavar="[RUN|CHECKPOINT|MODEL.onnx|MODULE:FUNCTION]...", nargs=-1)
 @click.option("--grid", type=PATH, help="Measure the runs of a grid instead, and write its table beside them.")
 @click.option("--bin", "bins", multiple=True, metavar="NAME=FILE", help="A verification set; repeatable.")
-@click.option("--gallery", type=PATH, help="Shard set of enrolled faces.")
-@click.option("--probes", type=PATH, help="Shard set of faces to search in the gallery.")
+@click.option("--gallery", type=PATH, help="Shard set, .npz or .parquet of embeddings, of enrolled faces.")
+@click.option("--probes", type=PATH, help="The same of faces to search in the gallery.")
+@click.option("--fmr", type=float, default=1e-3, show_default=True, help="Errors by group are where so many match.")
 @click.option("--out", type=PATH, help="Folder of results.json and report.html.  [default: the run]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
 @json_option
 def evaluate(
-    encoder: Path | None,
-    bins: Sequence[str],
+    encoders: Sequence[str],
     *,
     grid: Path | None,
+    bins: Sequence[str],
     gallery: Path | None,
     probes: Path | None,
+    fmr: float,
     out: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
-    """Measure an encoder, or all of a grid: verification, identification, by group."""
+    """Measure an encoder, several to compare, or all of a grid: verification, identification, fairness."""
     from eval.protocols import read_bin
+    from train.measure import Protocols, compare_all, measure, together
 
-    if (encoder is None) == (grid is None):
-        raise UsageError("give a run, a checkpoint or --grid FILE, and one of them only")
+    if encoders and grid is not None:
+        raise UsageError("give encoders or --grid FILE, and not both")
     if (gallery is None) != (probes is None):
         raise UsageError("--gallery and --probes go together; give both or neither")
+    if not encoders and grid is None and (bins or gallery is None):
+        raise UsageError("give an encoder: a run, a checkpoint, MODEL.onnx, MODULE:FUNCTION, or --grid FILE")
     for one in bins:
         if "=" not in one:
             raise UsageError(f"--bin {one}: write NAME=FILE, such as --bin lfw=lfw.bin")
     named = [read_bin(name, Path(file)) for name, _, file in (one.partition("=") for one in bins)]
     pair = (gallery, probes) if gallery is not None and probes is not None else None
-    if grid is not None:
-        _evaluate_grid(grid, named, pair, out, device, as_json)
-    elif encoder is not None:
-        result, page = _evaluate(encoder, named, pair, out, device)
-        if as_json:
-            print_json(result.to_json())
+    protocols = Protocols(named, pair, fmr)
+    with together(device) as where:
+        if grid is not None:
+            lines, answer = _evaluate_grid(grid, protocols, out, where)
+        elif len(encoders) > 1:
+            lines, page = compare_all(encoders, protocols, out or Path("runs/comparison"), where)
+            lines, answer = [*lines, f"comparison: {page}"], {"comparison": str(page)}
         else:
-            click.echo("\n".join([*result.lines(), f"report: {page}"]))
+            result, page = measure(encoders[0] if encoders else None, protocols, out, where)
+            lines, answer = [*result.lines(), f"report: {page}"], result.to_json()
+    if _is_main():
+        print_json(answer) if as_json else click.echo("\n".join(lines))
 
 
-def _evaluate(encoder: Path, named: Any, pair: Any, out: Path | None, device: str) -> tuple["Evaluation", Path]:
-    from eval.evaluate import evaluate as measure
-    from eval.report import write_report
-    from pipeline.loader import resolve_device
-    from train.encoder import load_encoder
+def _is_main() -> bool:
+    from train.distributed import this_world
 
-    where = resolve_device(device)
-    trained = load_encoder(encoder, where)
-    result = measure(trained.description, trained.network, trained.loader, where, named, pair)
-    return result, write_report(result, out or trained.run)
+    return this_world().rank == 0
 
 
-def _evaluate_grid(path: Path, named: Any, pair: Any, out: Path | None, device: str, as_json: bool) -> None:
+def _evaluate_grid(path: Path, protocols: Any, out: Path | None, where: Any) -> tuple[list[str], dict[str, Any]]:
     from eval.table import grid_table
     from train.grid import load_grid, measure_grid
+    from train.measure import measure
 
     grid = load_grid(path)
-    results = measure_grid(grid, lambda run: _evaluate(run, named, pair, None, device)[0])
+    results = measure_grid(grid, lambda run: measure(str(run), protocols, None, where)[0])
     table = grid_table(grid.name, results)
-    table.write(out or grid.run)
-    if as_json:
-        print_json({cell: result and result.to_json() for cell, result in results.items()})
-        return
-    click.echo(f"{table.markdown()}\ntable: {(out or grid.run) / 'table.md'}, table.csv, table.tex")
+    folder = out or grid.run
+    if _is_main():
+        table.write(folder)
+    return (
+        [table.markdown(), f"table: {folder / 'table.md'}, table.csv, table.tex"],
+        {cell: result and result.to_json() for cell, result in results.items()},
+    )
 
 
 @commands.export.command(name="onnx")

@@ -28,6 +28,11 @@ _PACKAGES = {
         *("numpy==2.1.3", "xxhash==3.6.0", "Brotli==1.2.1", "zstd==1.5.7.2", "python-snappy==0.7.3"),
         *("cramjam==2.14.0", "pillow==13.0.0", "tqdm==4.70.1", "filelock==4.3.1", "typing_extensions==4.16.0"),
     ],
+    "measures": [
+        *("bob.measure==6.1.1", "cimat==0.1.2", "fairlearn==0.15.0", "pyeer==0.5.6", "scikit-learn==1.9.1"),
+        *("numpy==1.26.4", "scipy==1.17.1", "pandas==3.0.6", "numba==0.68.1", "llvmlite==0.50.0", "joblib==1.6.0"),
+        *("cloudpickle==3.1.3", "narwhals==2.29.0", "python-dateutil==4.0.0", "threadpoolctl==3.8.0", "tqdm==4.70.1"),
+    ],
 }
 
 

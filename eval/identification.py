@@ -1,45 +1,91 @@
-"""Closed-set 1:N identification: does the mate come first among all enrolled identities?
+"""Closed-set identification: does the mate come first among all enrolled identities, and how soon otherwise?"""
 
-Exact search with faiss. A template is the mean of an identity's gallery embeddings, normalised.
-"""
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
+import numpy.typing as npt
 
 from eval.embed import Embeddings
+from eval.gallery import Gallery, enrol
+from eval.open_set import OpenSet, open_set
 from eval.protocols import Labels
+from eval.search import SearchOptions, SearchResult, search, search_growing
+from eval.tiles import ALONE, Workers
+from shardgen.errors import DataError
+
+__all__ = ["ClosedSet", "Gallery", "closed_set", "enrol", "identification_rate", "mate_ranks", "search_sizes"]
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """One unit template an enrolled identity."""
+class ClosedSet:
+    """Identification of the probes whose identity is enrolled (ISO/IEC 19795-1)."""
 
-    templates: Embeddings
-    identities: Labels
-    """`[templates]`: sorted identity numbers."""
+    cmc: npt.NDArray[np.float64]
+    """`[depth]`: the share of probes whose mate has rank 1, ranks 1 to 2, ... (cumulative match characteristic)."""
+    num_probes: int
+    """Those with a mate; the figures are theirs."""
+    num_without_mate: int
+    """Those left out."""
+
+    def rate(self, rank: int) -> float:
+        """Return the share of probes whose mate is found at this rank or before."""
+        return float(self.cmc[rank - 1])
 
 
-def enrol(embeddings: Embeddings, identities: Labels) -> Gallery:
-    """Return a gallery of one template for each identity that occurs."""
-    enrolled, rows = np.unique(identities, return_inverse=True)
-    sums = np.zeros((len(enrolled), embeddings.shape[1]), np.float32)
-    np.add.at(sums, rows, embeddings)
-    return Gallery(sums / np.linalg.norm(sums, axis=1, keepdims=True), enrolled)
+def closed_set(result: SearchResult, depth: int) -> ClosedSet:
+    """Return the cumulative match characteristic up to a depth; `result.mated` says which probes it leaves out.
+
+    Raises `DataError` when no probe has its identity enrolled.
+    """
+    ranks = result.mate_ranks[result.mated]
+    if not len(ranks):
+        raise DataError(f"none of the {len(result.mated)} probes has its identity in the gallery; enrol theirs")
+    found = np.bincount(np.minimum(ranks, depth + 1), minlength=depth + 2)[1 : depth + 1]
+    return ClosedSet(np.cumsum(found) / len(ranks), len(ranks), len(result.mated) - len(ranks))
+
+
+@dataclass(frozen=True)
+class GallerySize:
+    """How identification fares in a gallery of some size."""
+
+    size: int
+    """Enrolled identities other than the probe's."""
+    closed: ClosedSet
+    open: OpenSet | None
+    """None when every probe has a mate."""
+
+
+def search_sizes(
+    gallery: Gallery,
+    probes: Embeddings,
+    identities: Labels,
+    sizes: Sequence[int],
+    seed: int,
+    depth: int = 1,
+    workers: Workers = ALONE,
+) -> list[GallerySize]:
+    """Return the cost of a growing gallery: nested random draws from the enrolled, ascending sizes, one pass.
+
+    Each probe is searched among the draw and its mate, as in MegaFace, so that all sizes are measured on the same
+    probes. Takes a copy of the gallery.
+    """
+    drawn = gallery.part(np.random.default_rng(seed).permutation(len(gallery.enrolled)))
+    results = search_growing(drawn, probes, identities, sizes, SearchOptions(candidates=1), workers)
+    return [
+        GallerySize(size, closed_set(one, depth), None if one.mated.all() else open_set(one))
+        for size, one in zip(sizes, results, strict=True)
+    ]
 
 
 def mate_ranks(gallery: Gallery, probes: Embeddings, identities: Labels, max_rank: int) -> Labels:
     """Return the rank, from 1, at which each probe's mate is found; max_rank + 1 when it is not.
 
-    Every probe must have its mate in the gallery (closed set, ISO/IEC 19795-1).
+    Every probe must have its mate in the gallery.
     """
-    assert np.isin(identities, gallery.identities).all()
-    index = faiss.IndexFlatIP(gallery.templates.shape[1])
-    index.add(gallery.templates)
-    _, found = index.search(np.ascontiguousarray(probes), min(max_rank, len(gallery.templates)))
-    is_mate = gallery.identities[found] == identities[:, None]
-    return np.where(is_mate.any(1), is_mate.argmax(1) + 1, max_rank + 1)
+    ranks = search(gallery, probes, identities, SearchOptions(candidates=1)).mate_ranks
+    assert ranks.all()
+    return np.minimum(ranks, max_rank + 1)
 
 
 def identification_rate(ranks: Labels, rank: int) -> float:

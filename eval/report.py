@@ -1,97 +1,147 @@
-"""One self-contained HTML page per evaluation, and the same figures as `results.json`."""
+"""The report: a page of panels, as one HTML file that needs no other, its tables beside it as CSV and LaTeX.
+
+What a page shows is a small value here, whatever measured it; `compare.py` makes such a page of several.
+"""
 
 import base64
-import io
-import json
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
+import cv2
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
-from eval.evaluate import Evaluation, GroupResult, Scores
-from eval.verification import roc
+from eval.plots import COLOURS, Drawing
+from eval.table import Column, Table
 from shardgen.files import write_durably
+from shardgen.images import Rgb
 
-_GENUINE, _IMPOSTOR = "#1b7837", "#762a83"
+_JPEG_QUALITY = 90
 
 
-def write_report(evaluation: Evaluation, out: Path) -> Path:
-    """Write `results.json` and `report.html` into a folder; return the page's path."""
-    out.mkdir(parents=True, exist_ok=True)
-    results = {"facemix": _version(), **evaluation.to_json()}
-    write_durably(out / "results.json", json.dumps(results, indent=1).encode())
+class Measured(float):
+    """A figure with its interval: shown with it, and a number wherever one is asked for."""
+
+    low: float
+    high: float
+
+    def __new__(cls, value: float, low: float, high: float) -> "Measured":
+        """Return the figure; the bounds are in its own units."""
+        self = super().__new__(cls, value)
+        self.low, self.high = low, high
+        return self
+
+    def __format__(self, spec: str) -> str:
+        """Return it as 98.77 [97.50, 99.12]."""
+        return f"{float(self):{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One face of a pair."""
+
+    picture: Rgb
+    name: str
+    """The identity, or what else the face is called."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Axis -> value."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two faces that were compared."""
+
+    first: Shot
+    second: Shot
+    score: float
+    """Cosine."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What belongs together under one heading."""
+
+    title: str
+    text: Sequence[str] = ()
+    """Paragraphs: the protocol, what was left out and why."""
+    tables: Sequence[Table] = ()
+    plots: Sequence[Drawing] = ()
+    pairs: Sequence[Pair] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that is shown of one evaluation or one comparison."""
+
+    title: str
+    encoder: str
+    """What was evaluated: path and step."""
+    panels: Sequence[Panel]
+    footer: Mapping[str, str]
+    """What the figures stand on: hashes of protocols, versions."""
+    ranked: bool = False
+    """Whether the rows of tables compete, so that the best of each column stands out."""
+
+
+def write_page(page: Page, path: Path) -> Path:
+    """Write the page, and each table as `<name of the page>-tables/<number>-<title>.csv` and `.tex`."""
+    folder = path.with_name(f"{path.stem}-tables")
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = [(f"{panel.title} {table.title}", table) for panel in page.panels for table in panel.tables]
+    for number, (title, table) in enumerate(tables, start=1):
+        name = f"{number:02d}-{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')[:60]}"
+        write_durably(folder / f"{name}.csv", _with_bounds(table).csv().encode())
+        write_durably(folder / f"{name}.tex", (table if page.ranked else _unranked(table)).latex().encode())
+    write_durably(path, render(page).encode())
+    return path
+
+
+def render(page: Page) -> str:
+    """Return the page as HTML; whatever names it holds are text there."""
     environment = Environment(loader=PackageLoader("eval", "."), autoescape=True, undefined=StrictUndefined)
-    identification = evaluation.identification
-    page = environment.get_template("report.html").render(
-        version=_version(),
-        evaluation=evaluation,
-        roc_plot=_roc_plot(evaluation.scores) if evaluation.scores else None,
-        histograms=[(one.name, _histogram(one)) for one in evaluation.scores],
-        bars=[(axis, _bars(groups)) for axis, groups in identification.groups.items() if len(groups) > 1]
-        if identification
-        else [],
+    return environment.get_template("report.html").render(
+        page=page, colours=COLOURS, stands_out=_stands_out, jpeg_url=_jpeg_url
     )
-    write_durably(out / "report.html", page.encode())
-    return out / "report.html"
 
 
-def _version() -> str:
-    try:
-        return version("facemix")
-    except PackageNotFoundError:  # run from a folder on PYTHONPATH
-        return "not installed"
+def _unranked(table: Table) -> Table:
+    return replace(table, columns=[replace(column, best=None) for column in table.columns])
 
 
-def _roc_plot(scores: Sequence[Scores]) -> str:
-    figure = Figure(figsize=(5, 4))
-    axes = figure.subplots()
-    for one in scores:
-        curve = roc(one.distances, one.same)
-        axes.plot(curve.far, curve.tar, label=_plain(one.name), drawstyle="steps-post")
-    lowest = min(0.1, *(1 / (~one.same).sum() for one in scores))
-    axes.set(xscale="log", xlim=(lowest, 1), ylim=(0, 1.01), xlabel="false accept rate", ylabel="true accept rate")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    return _svg(figure)
+def _with_bounds(table: Table) -> Table:
+    """Return the table with the bounds of intervals in columns of their own."""
+    measured = [
+        any(isinstance(row[place], Measured) for row in table.rows.values()) for place in range(len(table.columns))
+    ]
+    columns = [
+        Column(f"{column.name}{suffix}")
+        for column, bounds in zip(table.columns, measured, strict=True)
+        for suffix in (("", " low", " high") if bounds else ("",))
+    ]
+    rows = {
+        name: [part for figure, bounds in zip(row, measured, strict=True) for part in _parts(figure, bounds)]
+        for name, row in table.rows.items()
+    }
+    return replace(table, columns=columns, rows=rows)
 
 
-def _histogram(scores: Scores) -> str:
-    figure = Figure(figsize=(5, 3))
-    axes = figure.subplots()
-    edges = np.linspace(scores.distances.min(), scores.distances.max(), 41).tolist()
-    for label, of, colour in (("genuine", scores.same, _GENUINE), ("impostor", ~scores.same, _IMPOSTOR)):
-        axes.hist(scores.distances[of], edges, label=f"{label} ({of.sum()})", color=colour, alpha=0.6)
-    axes.set(xlabel="distance 2 - 2 cos", ylabel="pairs")
-    axes.legend()
-    return _svg(figure)
+def _parts(figure: float | None, bounds: bool) -> list[float | None]:
+    if not bounds:
+        return [figure]
+    return [figure, figure.low, figure.high] if isinstance(figure, Measured) else [figure, None, None]
 
 
-def _bars(groups: Sequence[GroupResult]) -> str:
-    shown = sorted(groups, key=lambda one: -one.num_probes)[:12]  # an axis such as age has too many to read
-    figure = Figure(figsize=(5, 0.8 + 0.55 * len(shown)))
-    axes = figure.subplots()
-    places = np.arange(len(shown))
-    verified = [np.nan if one.verification_accuracy is None else one.verification_accuracy for one in shown]
-    axes.barh(places - 0.2, verified, 0.38, label="verification accuracy", color="#2166ac")
-    axes.barh(places + 0.2, [one.rank_1 for one in shown], 0.38, label="rank 1", color="#92c5de")
-    axes.set_yticks(places, [f"{_plain(one.group)} ({one.num_probes})" for one in shown])
-    axes.set(xlim=(0, 1))
-    axes.invert_yaxis()
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
-    return _svg(figure)
+def _stands_out(table: Table, place: int, figure: float) -> bool:
+    """Say whether this is the best of its column as figures are shown, where there is a choice."""
+    column = table.columns[place]
+    known = [float(one) for row in table.rows.values() if (one := row[place]) is not None]
+    if column.best is None or len(known) < 2:
+        return False
+    return column.shown(float(figure)) == column.shown(max(known) if column.best == "highest" else min(known))
 
 
-def _plain(text: str) -> str:
-    """Keep matplotlib from reading a name between dollar signs as mathematics."""
-    return text.replace("$", r"\$")
-
-
-def _svg(figure: Figure) -> str:
-    """Return the figure as a data URL, so that the page needs no other file."""
-    figure.set_layout_engine("tight")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _jpeg_url(picture: Rgb) -> str:
+    done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    assert done
+    return "data:image/jpeg;base64," + base64.b64encode(bytes(data)).decode()

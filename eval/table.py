@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from eval.evaluate import Evaluation, IdentificationResult
+from eval.results import Evaluation, IdentificationResult
 from shardgen.files import write_durably
 from shardgen.tags import UNKNOWN
 

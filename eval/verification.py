@@ -11,6 +11,8 @@ from shardgen.errors import DataError
 
 Distances = npt.NDArray[np.float64]
 Same = npt.NDArray[np.bool_]
+Folds = npt.NDArray[np.int64]
+"""`[pairs]`: the fold of each, counted from 0."""
 
 THRESHOLDS = np.arange(0, 4, 0.01)
 
@@ -52,27 +54,28 @@ def pair_distances(first: Embeddings, second: Embeddings) -> Distances:
     return 2 - 2 * cosines
 
 
-def accuracy(distances: Distances, same: Same, folds: int = 10) -> Accuracy:
+def accuracy(distances: Distances, same: Same, folds: int | Folds = 10) -> Accuracy:
     """Score the pairs by LFW's protocol as InsightFace's `verification.py` implements it.
 
-    Contiguous folds; for each, the first threshold of 0, .01, ..., 3.99 with the highest accuracy on the
-    other folds is applied to it; mean and standard deviation over the folds.
+    Contiguous folds, unless `folds` is each pair's, counted from 0; for each, the first threshold of
+    0, .01, ..., 3.99 with the highest accuracy on the other folds is applied to it; mean and standard
+    deviation over the folds. Raises `DataError` when there are too few pairs, or a fold is without any.
     """
-    if len(same) < folds:
-        raise DataError(f"{len(same)} pairs do not make {folds} folds; add pairs")
+    fold_of = _contiguous(len(same), folds) if isinstance(folds, int) else folds
+    fold_sizes = np.bincount(fold_of)
+    if fold_sizes.min() < 1 or len(fold_sizes) < 2:
+        raise DataError(f"the folds have {fold_sizes.tolist()} pairs; give at least two, and each a pair")
     # A pair is accepted from the first threshold above its distance on, so counts per threshold are
     # cumulative sums of a histogram: no pairs x thresholds table.
     accepted_from = np.searchsorted(THRESHOLDS, distances, side="right")
-    fold_of = np.repeat(np.arange(folds), [len(part) for part in np.array_split(same, folds)])
-    bins = len(THRESHOLDS) + 1
+    bins, num_folds = len(THRESHOLDS) + 1, len(fold_sizes)
     gain = np.where(same, 1.0, -1.0)
-    histogram = np.bincount(fold_of * bins + accepted_from, gain, folds * bins).reshape(folds, bins)
-    fold_sizes = np.bincount(fold_of, minlength=folds)
-    impostors = np.bincount(fold_of[~same], minlength=folds)
+    histogram = np.bincount(fold_of * bins + accepted_from, gain, num_folds * bins).reshape(num_folds, bins)
+    impostors = np.bincount(fold_of[~same], minlength=num_folds)
     correct = impostors[:, None] + np.cumsum(histogram, axis=1)[:, :-1]  # [folds, thresholds]
     others = (correct.sum(0) - correct) / (len(same) - fold_sizes)[:, None]
     chosen = others.argmax(1)
-    per_fold = correct[np.arange(folds), chosen] / fold_sizes
+    per_fold = correct[np.arange(num_folds), chosen] / fold_sizes
     return Accuracy(
         mean=float(per_fold.mean()),
         std=float(per_fold.std()),
@@ -81,23 +84,30 @@ def accuracy(distances: Distances, same: Same, folds: int = 10) -> Accuracy:
     )
 
 
+def _contiguous(num_pairs: int, num_folds: int) -> Folds:
+    """Return the fold of each pair: the first ones of one more pair where they cannot be equal."""
+    if num_pairs < num_folds:
+        raise DataError(f"{num_pairs} pairs do not make {num_folds} folds; add pairs")
+    size, larger = divmod(num_pairs, num_folds)
+    return np.repeat(np.arange(num_folds), size + (np.arange(num_folds) < larger))
+
+
 def tar_at_far(distances: Distances, same: Same, target_far: float) -> TarAtFar:
     """Return the true accept rate at the largest threshold whose false accept rate is at most the target.
 
     Raises `DataError` when the target is below what this number of impostors can show.
     """
-    impostors = np.sort(distances[~same])
-    allowed = _allowed_accepts(target_far, len(impostors))
-    if not allowed:
-        raise DataError(
-            f"FAR {target_far:g} cannot be measured with {len(impostors)} impostor pairs; "
-            f"it needs at least {ceil(round(1 / target_far, 9))}"
-        )
+    return _tar_at(np.sort(distances[~same]), distances[same], target_far)
+
+
+def _tar_at(impostors: Distances, genuine: Distances, target_far: float) -> TarAtFar:
+    """Do so with the impostors' distances sorted."""
+    allowed = allowed_accepts(target_far, len(impostors))
     threshold = float(impostors[allowed]) if allowed < len(impostors) else np.inf
     return TarAtFar(
         target_far=target_far,
-        far=float((impostors < threshold).mean()),
-        tar=float((distances[same] < threshold).mean()),
+        far=float(np.searchsorted(impostors, threshold) / len(impostors)),
+        tar=float((genuine < threshold).mean()),
         threshold=threshold,
     )
 
@@ -127,9 +137,20 @@ def equal_error_rate(curve: Roc) -> float:
 
 def measurable_tars(distances: Distances, same: Same, targets: tuple[float, ...]) -> list[TarAtFar]:
     """Return the true accept rate at each of the targets that the pairs suffice for."""
-    num_impostors = int((~same).sum())
-    return [tar_at_far(distances, same, one) for one in targets if _allowed_accepts(one, num_impostors)]
+    impostors, genuine = np.sort(distances[~same]), distances[same]
+    return [_tar_at(impostors, genuine, one) for one in targets if accepts_within(one, len(impostors))]
 
 
-def _allowed_accepts(target_far: float, num_impostors: int) -> int:
+def accepts_within(target_far: float, num_impostors: int) -> int:
+    """Return how many impostors may be accepted; 0 where they are too few for the target."""
     return int(round(target_far * num_impostors, 9))  # 1/49 of 49 is 1, not 0.999...
+
+
+def allowed_accepts(target_far: float, num_impostors: int) -> int:
+    """Do the same, but raise `DataError` where they are too few, saying how many it takes."""
+    if not (allowed := accepts_within(target_far, num_impostors)):
+        raise DataError(
+            f"FAR {target_far:g} cannot be measured with {num_impostors} impostor pairs; "
+            f"it needs at least {ceil(round(1 / target_far, 9))}"
+        )
+    return allowed

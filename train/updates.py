@@ -34,7 +34,9 @@ class Updater:
 
     def __init__(self, objective: Objective, recipe: Recipe, world: World, device: torch.device) -> None:
         """Raise `UsageError` when a process has fewer images than it is to accumulate parts."""
-        torch.backends.cudnn.benchmark = True  # batches are all of one size: it pays to look for the fastest convolutions
+        torch.backends.cudnn.benchmark = (
+            True  # batches are all of one size: it pays to look for the fastest convolutions
+        )
         self._objective = objective
         self._clip_norm = recipe.optimizer.clip_norm
         self._device = device

@@ -1,7 +1,7 @@
 """A whole evaluation of drawn faces against plain restatements."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,13 @@ import torch
 from torch.nn import functional
 
 from eval.embed import embed_images, embed_set
-from eval.evaluate import FAR_TARGETS, Evaluation, evaluate
+from eval.embedding_cache import Embedder
+from eval.evaluate import FAR_TARGETS, evaluate
 from eval.fairness import spread
-from eval.protocols import read_bin
+from eval.inputs import open_pair
+from eval.models import Model
+from eval.protocols import VerificationSet, read_bin
+from eval.results import Evaluation
 from eval.verification import accuracy, equal_error_rate, pair_distances, roc, tar_at_far
 from pipeline.catalog import Catalog, open_catalog
 from pipeline.config import LoaderConfig
@@ -31,6 +35,15 @@ def embed(images: torch.Tensor) -> torch.Tensor:
     return functional.adaptive_avg_pool2d(images, 2).flatten(1)
 
 
+EMBEDDER = Embedder(Model(embed, 32, "0" * 64, "blur"), LOADER, CPU)
+
+
+def measured(
+    bins: Sequence[VerificationSet] = (), sets: tuple[Path, Path] | None = None, fmr: float = 0.01
+) -> Evaluation:
+    return evaluate("blur", EMBEDDER, bins, sets and open_pair(*sets, EMBEDDER), fmr)
+
+
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_set(tmp_path_factory.mktemp("sets") / "gallery", range(16), 2)
@@ -44,7 +57,7 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def identified(gallery: Path, probes: Path) -> Evaluation:
-    return evaluate("blur", embed, LOADER, CPU, gallery_and_probes=(gallery, probes))
+    return measured(sets=(gallery, probes))
 
 
 def embedded(folder: Path) -> tuple[Catalog, list[str], npt.NDArray[np.float32]]:
@@ -102,7 +115,7 @@ def test_groups_are_verified_and_their_spread_is_reported(identified: Evaluation
 def test_a_group_with_too_few_pairs_is_not_verified(tmp_path: Path) -> None:
     gallery = make_set(tmp_path / "gallery", range(5), 1)  # north has two identities, the others one each
     probes = make_set(tmp_path / "probes", range(5), 2)
-    found = evaluate("blur", embed, LOADER, CPU, gallery_and_probes=(gallery, probes)).identification
+    found = measured(sets=(gallery, probes)).identification
     assert found is not None
     assert {one.group: one.verification_accuracy for one in found.groups["group"]} == dict.fromkeys(
         ("north", "east", "south", "west")
@@ -113,7 +126,7 @@ def test_a_group_with_too_few_pairs_is_not_verified(tmp_path: Path) -> None:
 def test_verification_sets_are_scored_by_the_published_protocol(tmp_path: Path) -> None:
     draw_bin(tmp_path / "some.bin", 0, range(12), 4, 40)
     pairs = read_bin("some", tmp_path / "some.bin")
-    result = evaluate("blur", embed, LOADER, CPU, bins=[pairs])
+    result = measured([pairs])
     rows = embed_images(embed, pairs.images, LOADER, CPU)
     distances = pair_distances(rows[::2], rows[1::2])
     (found,) = result.verification
@@ -129,7 +142,7 @@ def test_verification_sets_are_scored_by_the_published_protocol(tmp_path: Path) 
 
 def test_a_set_of_real_faces_is_scored(real_faces: Path) -> None:
     pairs = read_bin("orl", real_faces / "orl" / "orl_val.bin")
-    (found,) = evaluate("blur", embed, LOADER, CPU, bins=[pairs]).verification
+    (found,) = measured([pairs]).verification
     assert found.accuracy.num_pairs == 600
     assert 0.55 < found.accuracy.mean < 0.95
 
@@ -144,16 +157,16 @@ def test_the_figures_are_plain_json(identified: Evaluation) -> None:
 
 def test_nothing_to_measure_is_wrong_use() -> None:
     with pytest.raises(UsageError, match="nothing to evaluate"):
-        evaluate("blur", embed, LOADER, CPU)
+        measured()
 
 
 def test_one_set_as_gallery_and_probes_is_wrong_use(gallery: Path) -> None:
     same = gallery.parent / "." / ".." / gallery.parent.name / gallery.name
     with pytest.raises(UsageError, match="every probe would find itself"):
-        evaluate("blur", embed, LOADER, CPU, gallery_and_probes=(gallery, same))
+        measured(sets=(gallery, same))
 
 
 def test_probes_of_strangers_only_are_refused(gallery: Path, tmp_path: Path) -> None:
     strangers = make_set(tmp_path / "strangers", range(30, 32), 2)
     with pytest.raises(DataError, match="no probe has its identity in the gallery"):
-        evaluate("blur", embed, LOADER, CPU, gallery_and_probes=(gallery, strangers))
+        measured(sets=(gallery, strangers))

@@ -1,51 +1,71 @@
-"""Closed-set identification against a NumPy brute force."""
+"""Closed-set identification from ranks."""
+
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from eval.identification import Gallery, enrol, identification_rate, mate_ranks
-
-Rows = npt.NDArray[np.float32]
-
-
-def unit_rows(rng: np.random.Generator, number: int, size: int = 16) -> Rows:
-    rows = rng.normal(size=(number, size))
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+from eval.gallery import enrol
+from eval.identification import closed_set, identification_rate, mate_ranks, search_sizes
+from eval.search import SearchResult, search
+from shardgen.errors import DataError
+from tests.eval.faces_support import unit_rows
 
 
-def test_templates_are_normalised_means_in_the_order_of_identities() -> None:
-    embeddings = unit_rows(np.random.default_rng(0), 7)
-    identities = np.array([9, 2, 9, 5, 2, 9, 5])
-    gallery = enrol(embeddings, identities)
-    assert gallery.identities.tolist() == [2, 5, 9]
-    for identity, template in zip(gallery.identities, gallery.templates, strict=True):
-        mean = embeddings[identities == identity].mean(0)
-        np.testing.assert_allclose(template, mean / np.linalg.norm(mean), rtol=1e-5)
+def result(ranks: list[int], mates: list[float] | None = None, best: list[float] | None = None) -> SearchResult:
+    nothing: Any = np.zeros((len(ranks), 0))
+    floats = (np.array(one if one else np.zeros(len(ranks)), np.float32) for one in (mates, best))
+    mate_scores, best_impostor = floats
+    return SearchResult(nothing, nothing, mate_scores, np.array(ranks), best_impostor)
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    seed=st.integers(0, 2**32),
-    num_enrolled=st.integers(1, 20),
-    num_probes=st.integers(1, 30),
-    max_rank=st.integers(1, 25),
-)
-def test_ranks_are_those_of_a_brute_force(seed: int, num_enrolled: int, num_probes: int, max_rank: int) -> None:
-    rng = np.random.default_rng(seed)
-    names = np.sort(rng.choice(1000, num_enrolled, replace=False))
-    gallery = Gallery(unit_rows(rng, num_enrolled), names)
-    probes, identities = unit_rows(rng, num_probes), rng.choice(names, num_probes)
-    scores = probes.astype(np.float64) @ gallery.templates.T.astype(np.float64)
-    expected = []
-    for row, identity in zip(scores, identities, strict=True):
-        rank = 1 + int((row > row[names == identity]).sum())
-        expected.append(min(rank, max_rank + 1))
-    assert mate_ranks(gallery, probes, identities, max_rank).tolist() == expected
+def test_the_curve_counts_each_rank_and_better_ones_and_leaves_out_who_has_no_mate() -> None:
+    closed = closed_set(result([1, 2, 0, 4, 6, 0]), depth=5)
+    assert closed.cmc.tolist() == [0.25, 0.5, 0.5, 0.75, 0.75]
+    assert (closed.rate(1), closed.rate(5)) == (0.25, 0.75)
+    assert (closed.num_probes, closed.num_without_mate) == (4, 2)
+
+
+def test_probes_without_any_mate_are_refused() -> None:
+    with pytest.raises(DataError, match="none of the 2 probes has its identity in the gallery"):
+        closed_set(result([0, 0]), depth=5)
 
 
 @pytest.mark.parametrize(("rank", "rate"), [(1, 0.25), (2, 0.5), (5, 0.75), (6, 1)])
 def test_the_rate_counts_this_rank_and_better_ones(rank: int, rate: float) -> None:
     assert identification_rate(np.array([1, 2, 4, 6]), rank) == rate
+
+
+def test_ranks_beyond_the_highest_are_one_more() -> None:
+    rng = np.random.default_rng(0)
+    gallery, probes, identities = enrol(unit_rows(rng, 50), np.arange(50)), unit_rows(rng, 20), rng.integers(0, 50, 20)
+    ranks = search(gallery, probes, identities).mate_ranks
+    assert mate_ranks(gallery, probes, identities, 5).tolist() == np.minimum(ranks, 6).tolist()
+    assert ranks.max() > 6
+
+
+def test_a_larger_gallery_is_never_easier_and_the_whole_is_the_plain_search() -> None:
+    rng = np.random.default_rng(0)
+    gallery, identities = enrol(unit_rows(rng, 200), np.arange(200)), rng.integers(0, 250, 300)
+    probes = unit_rows(rng, 300)
+    sizes = [5, 50, 200]
+    curve = search_sizes(gallery, probes, identities, sizes, seed=1, depth=200)
+    assert [one.size for one in curve] == sizes
+    for smaller, larger in pairwise(curve):
+        assert (smaller.closed.cmc >= larger.closed.cmc).all()
+        assert smaller.open is not None
+        assert larger.open is not None
+        assert (smaller.open.fpir([0.2, 0.5]) <= larger.open.fpir([0.2, 0.5])).all()
+    whole = search(gallery, probes, identities)
+    np.testing.assert_array_equal(curve[-1].closed.cmc, closed_set(whole, 200).cmc)
+    assert curve[0].closed.num_probes == whole.mated.sum()
+
+
+def test_draws_of_a_gallery_follow_the_seed() -> None:
+    rng = np.random.default_rng(0)
+    gallery, probes, identities = enrol(unit_rows(rng, 200), np.arange(200)), unit_rows(rng, 100), np.arange(100)
+    first, again, other = (
+        search_sizes(gallery, probes, identities, [20], seed, depth=20)[0].closed.cmc.tolist() for seed in (1, 1, 2)
+    )
+    assert first == again != other

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.evaluate import Evaluation, GroupResult, IdentificationResult, VerificationResult
 from eval.fairness import spread
+from eval.results import Evaluation, GroupResult, IdentificationResult, VerificationResult
 from eval.table import Column, Table, grid_table
 from eval.verification import Accuracy
 from shardgen.tags import UNKNOWN
@@ -90,7 +90,8 @@ def test_every_row_of_markdown_has_a_cell_for_every_column(table: Table) -> None
 @given(tables())
 def test_every_row_of_latex_has_a_cell_for_every_column(table: Table) -> None:
     body = table.latex().split("\\toprule\n")[1].split("\\bottomrule")[0]
-    rows = [row for row in body.replace("\\midrule\n", "").split(" \\\\\n") if row.strip()]
+    *rows, rest = body.replace("\\midrule\n", "").split(" \\\\\n")
+    assert not rest
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(table.columns)}
     assert len(rows) == 1 + len(table.rows)
     assert not re.search(r"(?<!\\)[%$#_^~]", body)

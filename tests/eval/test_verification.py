@@ -54,6 +54,23 @@ def test_accuracy_is_that_of_the_plain_protocol(pairs: Scored, folds: int) -> No
     assert found.num_pairs == len(pairs[1])
 
 
+@settings(deadline=None, max_examples=25)
+@given(pairs=scored_pairs(least=10, most=40), folds=st.sampled_from([2, 3, 10]), seed=st.integers(0, 2**32))
+def test_folds_that_are_given_are_those_that_are_contiguous_in_another_order(
+    pairs: Scored, folds: int, seed: int
+) -> None:
+    fold_of = np.concatenate([np.full(len(part), fold) for fold, part in enumerate(np.array_split(pairs[1], folds))])
+    order = np.random.default_rng(seed).permutation(len(fold_of))
+    distances, same = pairs
+    assert accuracy(distances[order], same[order], fold_of[order]) == accuracy(*pairs, folds)
+
+
+@pytest.mark.parametrize("fold_of", [[0, 0, 2, 2], [0, 0, 0, 0]])
+def test_folds_without_pairs_and_a_single_fold_are_refused(fold_of: list[int]) -> None:
+    with pytest.raises(DataError, match="give at least two, and each a pair"):
+        accuracy(np.zeros(4), np.arange(4) < 2, np.array(fold_of))
+
+
 def test_a_pair_at_the_threshold_is_not_accepted() -> None:
     same = np.tile([True, False], 10)
     on_a_threshold = np.where(same, 0.5, 1.0)

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from eval.embed import embed_images
+from eval.embedding_cache import Embedder
 from eval.evaluate import evaluate
+from eval.models import network_model
 from eval.protocols import read_bin
 from pipeline.config import LoaderConfig
 from shardgen.errors import DataError, UsageError
@@ -63,7 +65,12 @@ def published(bins: Mapping[str, Path], encoder: nn.Module) -> dict[str, float]:
     """What `facemix eval` finds."""
     encoder = copy.deepcopy(encoder).eval()
     sets = [read_bin(name, path) for name, path in bins.items()]
-    return {one.name: one.accuracy.mean for one in evaluate("it", encoder, LOADER, CPU, sets).verification}
+    return {
+        one.name: one.accuracy.mean
+        for one in evaluate(
+            "it", Embedder(network_model(encoder, LOADER.image_size, "it"), LOADER, CPU), sets
+        ).verification
+    }
 
 
 def test_it_measures_what_an_evaluation_of_the_encoder_does(bins: Mapping[str, Path]) -> None:

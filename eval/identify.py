@@ -1,0 +1,183 @@
+"""Probes searched in a gallery: closed and open set, by demographic group, and how evenly errors fall on groups."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from eval.all_pairs import BINS
+from eval.faces import Faces
+from eval.fairness import metrics, spread
+from eval.group_errors import Counts, ScoreHistograms, rates_at_threshold
+from eval.identification import Gallery, closed_set, enrol, identification_rate
+from eval.intervals import Interval, PairCounts, wilson
+from eval.open_set import OpenSet, TpirAtFpir, open_set
+from eval.protocols import Labels, pairs_within_group
+from eval.results import FairnessResult, GroupResult, IdentificationResult
+from eval.score_histograms import SearchGroups, impostor_histograms
+from eval.search import SearchOptions, SearchResult, search
+from eval.tiles import ALONE, Workers
+from eval.verification import accuracy, pair_distances
+from shardgen.errors import DataError
+from shardgen.tags import UNKNOWN
+
+FPIR_TARGETS = (0.003, 0.01, 0.1)
+MAX_RANK = 5
+_CMC_DEPTH = 20
+_FOLDS = 10
+_MAX_GROUPS = 64
+"""Of an axis for its errors to be compared; ages in years are no groups."""
+
+
+@dataclass(frozen=True)
+class Identified:
+    """The result, and what two encoders' rank 1 is compared by."""
+
+    result: IdentificationResult
+    rank_1: PairCounts
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Mated probes, sorted by identity, and what came of them."""
+
+    gallery: Gallery
+    templates: Faces
+    """A face of each enrolled identity, for its tags."""
+    probes: Faces
+    found: SearchResult
+    mates: Labels
+    """The probes' templates."""
+
+
+def identify(gallery: Faces, probes: Faces, fmr: float, workers: Workers = ALONE) -> Identified:
+    """Search all probes in the gallery, in which an identity is the mean of its faces.
+
+    The two must number identities and groups alike (`faces_of` one catalog, or `in_common`). Errors by group are at the
+    threshold at which `fmr` of all impostors match. Raises `DataError` when no probe is of somebody enrolled.
+    """
+    enrolled = enrol(gallery.embeddings, gallery.identities)
+    whole = search(enrolled, probes.embeddings, probes.identities, SearchOptions(candidates=1), workers)
+    if not whole.mated.any():
+        raise DataError("no probe has its identity in the gallery; identities are matched by name")
+    strangers = None if whole.mated.all() else open_set(whole)
+    mated = np.flatnonzero(whole.mated)
+    mated = mated[np.argsort(probes.identities[mated], kind="stable")]
+    one = _Search(
+        enrolled,
+        gallery.select(np.unique(gallery.identities, return_index=True)[1]),
+        probes.select(mated),
+        whole.part(mated),
+        enrolled.positions(probes.identities[mated]),
+    )
+    groups = {axis: _groups(one, axis) for axis in probes.groups}
+    fairness, notes = _fairness(one, probes, whole, fmr, workers)
+    rank_1 = _missed(one)
+    accuracies = {
+        axis: [group.verification_accuracy for group in of if _is_compared(group)] for axis, of in groups.items()
+    }
+    result = IdentificationResult(
+        num_templates=len(enrolled.templates),
+        num_probes=len(mated),
+        num_probes_without_mate=len(probes) - len(mated),
+        rank_1=identification_rate(one.found.mate_ranks, 1),
+        rank_5=identification_rate(one.found.mate_ranks, MAX_RANK),
+        groups=groups,
+        spreads={axis: spread([x for x in of if x is not None]) for axis, of in accuracies.items() if len(of) > 1},
+        interval=_complement(wilson(rank_1)),
+        cmc=closed_set(whole, min(_CMC_DEPTH, len(enrolled.enrolled))).cmc.tolist(),
+        tpir_at_fpir=_tpirs(strangers),
+        open_set=strangers,
+        fairness=fairness,
+        notes=notes,
+    )
+    return Identified(result, rank_1)
+
+
+def _is_compared(group: GroupResult) -> bool:
+    return group.verification_accuracy is not None and group.group != UNKNOWN
+
+
+def _missed(one: _Search, rows: Labels | slice = slice(None)) -> PairCounts:
+    """Count searches whose mate does not come first, by the person searched."""
+    people = one.probes.identities[rows]
+    return PairCounts.from_pairs(people, people, one.found.mate_ranks[rows] > 1, len(one.probes.names))
+
+
+def _complement(interval: Interval) -> Interval:
+    return Interval(1 - interval.estimate, 1 - interval.high, 1 - interval.low)
+
+
+def _tpirs(strangers: OpenSet | None) -> list[TpirAtFpir]:
+    if strangers is None:
+        return []
+    return [strangers.tpir_at(target) for target in FPIR_TARGETS if target * len(strangers.strangers) >= 1]
+
+
+def _groups(one: _Search, axis: str) -> list[GroupResult]:
+    values, codes = one.probes.groups[axis]
+    return [_group(one, axis, code, value) for code, value in enumerate(values) if (codes == code).any()]
+
+
+def _group(one: _Search, axis: str, code: int, value: str) -> GroupResult:
+    rows = np.flatnonzero(one.probes.groups[axis][1] == code)
+    pairs = pairs_within_group(rows, one.mates[rows], one.templates.groups[axis][1], code)
+    verified = None
+    if pairs is not None and len(pairs.same) >= _FOLDS:
+        distances = pair_distances(one.probes.embeddings[pairs.probes], one.gallery.templates[pairs.templates])
+        verified = accuracy(distances, pairs.same, _FOLDS).mean
+    ranks = one.found.mate_ranks[rows]
+    return GroupResult(
+        value,
+        len(rows),
+        verified,
+        identification_rate(ranks, 1),
+        identification_rate(ranks, MAX_RANK),
+        _complement(wilson(_missed(one, rows))),
+    )
+
+
+def _fairness(
+    one: _Search, probes: Faces, whole: SearchResult, fmr: float, workers: Workers
+) -> tuple[dict[str, FairnessResult], list[str]]:
+    """Return the errors by group for each axis that has groups, and why there are none for others."""
+    results: dict[str, FairnessResult] = {}
+    notes: list[str] = []
+    for axis, (values, codes) in probes.groups.items():
+        known = {int(code) for code in np.unique(codes) if values[code] != UNKNOWN}
+        if not 1 < len(known) <= _MAX_GROUPS:
+            continue
+        groups = SearchGroups(len(values), codes, one.templates.groups[axis][1])
+        impostor = impostor_histograms(one.gallery, probes.embeddings, probes.identities, groups, workers=workers)
+        comparisons = ScoreHistograms(_genuine(one, axis), impostor, values)
+        try:
+            rates = rates_at_threshold(comparisons, fmr)
+        except DataError as error:
+            notes.append(f"errors by {axis} are left out: {error}")
+            continue
+        threshold = comparisons.threshold(fmr)
+        results[axis] = FairnessResult(
+            fmr=fmr,
+            rates=rates,
+            fnmr_intervals=[_fnmr_interval(one, axis, values.index(group), threshold) for group in rates.groups],
+            cells=comparisons.cells(threshold),
+            metrics=metrics(rates) if len(rates.groups) > 1 else None,
+        )
+    return results, notes
+
+
+def _genuine(one: _Search, axis: str) -> Counts:
+    """Return the histograms of mates' scores, [probe's group, mate's group, bins]."""
+    values, codes = one.probes.groups[axis]
+    bins = np.clip(((one.found.mate_scores + 1) * (BINS // 2)).astype(np.int64), 0, BINS - 1)
+    histograms: Counts = np.zeros((len(values), len(values), BINS), np.int64)
+    np.add.at(histograms, (codes, one.templates.groups[axis][1][one.mates], bins), 1)
+    return histograms
+
+
+def _fnmr_interval(one: _Search, axis: str, code: int, threshold: float) -> Interval:
+    in_group: npt.NDArray[np.bool_] = one.probes.groups[axis][1] == code
+    rows = np.flatnonzero(in_group & (one.templates.groups[axis][1][one.mates] == code))
+    people = one.probes.identities[rows]
+    missed = one.found.mate_scores[rows] < threshold
+    return wilson(PairCounts.from_pairs(people, people, missed, len(one.probes.names)))

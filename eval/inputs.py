@@ -1,0 +1,32 @@
+"""Faces to measure on, from a shard set or from a file of embeddings."""
+
+from pathlib import Path
+
+from eval.embedding_cache import Embedder
+from eval.faces import Faces, faces_of, in_common, load_embeddings
+from pipeline.catalog import open_catalog
+from shardgen.errors import UsageError
+
+EMBEDDING_FILES = (".npz", ".parquet")
+_SET = "set"
+
+
+def open_faces(path: Path, embedder: Embedder | None) -> Faces:
+    """Return the faces of a shard set, embedded or out of the cache, or of a file of embeddings.
+
+    Raises `UsageError` when a set is to be embedded without an encoder, and what opening and embedding raise.
+    """
+    if path.suffix in EMBEDDING_FILES:
+        return load_embeddings(path)
+    if embedder is None:
+        raise UsageError(f"{path} is no file of embeddings ({' or '.join(EMBEDDING_FILES)}); give an encoder for it")
+    catalog = open_catalog({_SET: path})
+    return faces_of(catalog, _SET, embedder.of_set(catalog))
+
+
+def open_pair(gallery: Path, probes: Path, embedder: Embedder | None) -> tuple[Faces, Faces]:
+    """Return the faces of a gallery and of probes, their identities matched by name."""
+    if gallery.resolve() == probes.resolve():
+        raise UsageError(f"{gallery} is gallery and probes; every probe would find itself, give two sets")
+    enrolled, searched = in_common([open_faces(gallery, embedder), open_faces(probes, embedder)])
+    return enrolled, searched
