@@ -186,6 +186,10 @@ def _train_grid(path: Path, overrides: Sequence[str], stop_at: int | None) -> No
 @click.option("--bin", "bins", multiple=True, metavar="NAME=FILE", help="A verification set; repeatable.")
 @click.option("--gallery", type=PATH, help="Shard set, .npz or .parquet of embeddings, of enrolled faces.")
 @click.option("--probes", type=PATH, help="The same of faces to search in the gallery.")
+@click.option("--distractors", type=PATH, help="A set of others, to search the probes among.")
+@click.option("--pairs", multiple=True, metavar="SET=FILE", help="A list of pairs (CSV, pairs.txt) of a set's faces.")
+@click.option("--all-pairs", multiple=True, type=PATH, metavar="SET", help="Compare all faces of a set.")
+@click.option("--ijb", multiple=True, metavar="SET=META", help="IJB-B or IJB-C: all images, and the folder meta.")
 @click.option("--fmr", type=float, default=1e-3, show_default=True, help="Errors by group are where so many match.")
 @click.option("--out", type=PATH, help="Folder of results.json and report.html.  [default: the run]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
@@ -197,27 +201,37 @@ def evaluate(
     bins: Sequence[str],
     gallery: Path | None,
     probes: Path | None,
+    distractors: Path | None,
+    pairs: Sequence[str],
+    all_pairs: Sequence[Path],
+    ijb: Sequence[str],
     fmr: float,
     out: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
     """Measure an encoder, several to compare, or all of a grid: verification, identification, fairness."""
+    from eval.evaluate import Protocols
     from eval.protocols import read_bin
-    from train.measure import Protocols, compare_all, measure, together
+    from train.measure import compare_all, measure, together
 
     if encoders and grid is not None:
         raise UsageError("give encoders or --grid FILE, and not both")
     if (gallery is None) != (probes is None):
         raise UsageError("--gallery and --probes go together; give both or neither")
-    if not encoders and grid is None and (bins or gallery is None):
+    if not encoders and grid is None and (bins or not (gallery or all_pairs or pairs)):
         raise UsageError("give an encoder: a run, a checkpoint, MODEL.onnx, MODULE:FUNCTION, or --grid FILE")
-    for one in bins:
-        if "=" not in one:
-            raise UsageError(f"--bin {one}: write NAME=FILE, such as --bin lfw=lfw.bin")
-    named = [read_bin(name, Path(file)) for name, _, file in (one.partition("=") for one in bins)]
-    pair = (gallery, probes) if gallery is not None and probes is not None else None
-    protocols = Protocols(named, pair, fmr)
+    if distractors is not None and probes is None:
+        raise UsageError("--distractors are what probes are searched among; give --gallery and --probes, too")
+    protocols = Protocols(
+        bins=[read_bin(name, Path(file)) for name, file in _named("--bin", bins, "lfw=lfw.bin")],
+        gallery_and_probes=(gallery, probes) if gallery is not None and probes is not None else None,
+        distractors=distractors,
+        pairs=[(Path(one), Path(file)) for one, file in _named("--pairs", pairs, "data/lfw=pairs.txt")],
+        all_pairs=all_pairs,
+        ijb=[(Path(one), Path(meta)) for one, meta in _named("--ijb", ijb, "data/ijbc=IJBC/meta")],
+        fmr=fmr,
+    )
     with together(device) as where:
         if grid is not None:
             lines, answer = _evaluate_grid(grid, protocols, out, where)
@@ -231,6 +245,14 @@ def evaluate(
         print_json(answer) if as_json else click.echo("\n".join(lines))
 
 
+def _named(option: str, values: Sequence[str], example: str) -> list[tuple[str, str]]:
+    """Return both sides of each NAME=VALUE."""
+    for one in values:
+        if "=" not in one:
+            raise UsageError(f"{option} {one}: write it as {option} {example}")
+    return [(name, value) for name, _, value in (one.partition("=") for one in values)]
+
+
 def _is_main() -> bool:
     from train.distributed import this_world
 
@@ -238,7 +260,7 @@ def _is_main() -> bool:
 
 
 def _evaluate_grid(path: Path, protocols: Any, out: Path | None, where: Any) -> tuple[list[str], dict[str, Any]]:
-    from eval.table import grid_table
+    from eval.grid_table import grid_table
     from train.grid import load_grid, measure_grid
     from train.measure import measure
 

@@ -1,17 +1,23 @@
 """One evaluation: every protocol asked for, with one encoder, into values that a report can show."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from eval.embedding_cache import Embedder
-from eval.faces import Faces
 from eval.identify import identify
+from eval.inputs import open_faces, open_pair, open_sources
 from eval.intervals import Interval, PairCounts, wilson
+from eval.pairs import read_pairs
 from eval.protocols import VerificationSet, name_undecodable
+from eval.report import Panel
 from eval.results import Evaluation, HardPair, Scores, VerificationResult
+from eval.sections import all_pairs, among_distractors, growing_gallery, janus, listed_pairs
 from eval.verification import Accuracy, accuracy, equal_error_rate, measurable_tars, pair_distances, roc
+from pipeline.catalog import open_catalog
 from pipeline.graph import DecodingFailed
 from shardgen.errors import UsageError
 
@@ -20,28 +26,58 @@ FMR = 1e-3
 _HARDEST = 4  # of each kind and set
 
 
-def evaluate(
-    encoder: str,
-    embedder: Embedder | None,
-    bins: Sequence[VerificationSet] = (),
-    gallery_and_probes: tuple[Faces, Faces] | None = None,
-    fmr: float = FMR,
-) -> Evaluation:
-    """Measure an encoder on verification sets, and on embedded probes searched in a gallery.
+@dataclass(frozen=True)
+class Protocols:
+    """What is measured. Sets are shard sets, or files of embeddings."""
 
-    Raises `UsageError` when there is nothing to measure, `DataError` when a set is at fault.
+    bins: Sequence[VerificationSet] = ()
+    gallery_and_probes: tuple[Path, Path] | None = None
+    distractors: Path | None = None
+    """Of nobody among the probes."""
+    pairs: Sequence[tuple[Path, Path]] = ()
+    """(Set, list of pairs of its faces)."""
+    all_pairs: Sequence[Path] = ()
+    ijb: Sequence[tuple[Path, Path]] = ()
+    """(Shard set of all images, the folder `meta`)."""
+    fmr: float = FMR
+    """Share of impostors that match at the threshold of the groups' errors."""
+
+
+def evaluate(encoder: str, embedder: Embedder | None, protocols: Protocols, device: torch.device) -> Evaluation:
+    """Measure an encoder, or, without one, embeddings, by all protocols.
+
+    Raises `UsageError` when there is nothing to measure, or a set is to be embedded by nothing, and `DataError` when a
+    set is at fault.
     """
-    if not bins and gallery_and_probes is None:
+    if protocols == Protocols(fmr=protocols.fmr):
         raise UsageError("nothing to evaluate; give --bin NAME=FILE, or --gallery SET --probes SET")
     result = Evaluation(encoder, [], None, [])
-    if bins:
+    if protocols.bins:
         assert embedder is not None
-        result = _verified(result, embedder, bins)
-    if gallery_and_probes is not None:
-        found = identify(*gallery_and_probes, fmr)
+        result = _verified(result, embedder, protocols.bins)
+    panels = list(_panels(embedder, protocols, device))
+    if protocols.gallery_and_probes is not None:
+        gallery, probes = open_pair(*protocols.gallery_and_probes, embedder)
+        found = identify(gallery, probes, protocols.fmr)
         outcomes = {**result.outcomes, "rank 1 %": found.rank_1}
         result = replace(result, identification=found.result, outcomes=outcomes)
-    return result
+        panels.append(growing_gallery(gallery, probes))
+        if protocols.distractors is not None:
+            others = open_faces(protocols.distractors, embedder).embeddings
+            panels.append(among_distractors(protocols.distractors.name, probes, others, device))
+    return replace(result, panels=panels)
+
+
+def _panels(embedder: Embedder | None, protocols: Protocols, device: torch.device) -> Iterator[Panel]:
+    for folder, pairs in protocols.pairs:
+        faces = open_faces(folder, embedder)
+        yield listed_pairs(folder.name, faces, read_pairs(pairs, faces, open_sources(folder)))
+    for folder in protocols.all_pairs:
+        yield all_pairs(folder.name, open_faces(folder, embedder), device)
+    for folder, meta in protocols.ijb:
+        if embedder is None:
+            raise UsageError("IJB weighs embeddings by their length: give an encoder, not embeddings")
+        yield janus(meta, embedder.of_set(open_catalog({"ijb": folder}), normalise=False), open_sources(folder))
 
 
 def _verified(result: Evaluation, embedder: Embedder, bins: Sequence[VerificationSet]) -> Evaluation:

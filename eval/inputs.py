@@ -24,6 +24,14 @@ def open_faces(path: Path, embedder: Embedder | None) -> Faces:
     return faces_of(catalog, _SET, embedder.of_set(catalog))
 
 
+def open_sources(path: Path) -> list[str]:
+    """Return what each sample of a shard set was called where it came from; nothing for a file of embeddings."""
+    if path.suffix in EMBEDDING_FILES:
+        return []
+    catalog = open_catalog({_SET: path})
+    return [name for table in catalog.tables[_SET] for name in table.open().read(["source"])["source"].to_pylist()]
+
+
 def open_pair(gallery: Path, probes: Path, embedder: Embedder | None) -> tuple[Faces, Faces]:
     """Return the faces of a gallery and of probes, their identities matched by name."""
     if gallery.resolve() == probes.resolve():

@@ -44,6 +44,7 @@ def page_of(evaluation: Evaluation) -> Page:
     if (found := evaluation.identification) is not None:
         panels += [_identification(found), *_open_set(found), *_groups(found)]
         panels += [_fairness(axis, one) for axis, one in found.fairness.items()]
+    panels += evaluation.panels
     footer = {f"SHA-256 of {one.name}": one.sha256 for one in evaluation.verification} | dict(evaluation.footer)
     footer |= {"embedding": "L2(f(x) + f(flip x)); distance = 2 - 2 cos", "facemix": _version()}
     return Page("Evaluation", evaluation.encoder, panels, footer)

@@ -8,6 +8,8 @@ from eval.fairness import FairnessMetrics, Spread
 from eval.group_errors import Cells, GroupRates
 from eval.intervals import Interval, PairCounts
 from eval.open_set import OpenSet, TpirAtFpir
+from eval.report import Panel
+from eval.table import Table
 from eval.verification import Accuracy, Distances, Same, TarAtFar
 
 
@@ -139,6 +141,8 @@ class Evaluation:
     """Figure -> errors by person, from which two encoders are compared."""
     footer: Mapping[str, str] = field(default_factory=dict)
     """Hashes of the encoder and of the data."""
+    panels: Sequence[Panel] = ()
+    """Further protocols, each as it is shown."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures, without the scores behind them."""
@@ -147,6 +151,7 @@ class Evaluation:
             "verification": [asdict(one) for one in self.verification],
             "identification": self.identification.to_json() if self.identification else None,
             "footer": dict(self.footer),
+            "protocols": {one.title: {table.title: _figures(table) for table in one.tables} for one in self.panels},
         }
 
     def lines(self) -> list[str]:
@@ -176,7 +181,14 @@ class Evaluation:
                 if one.metrics is not None
             ]
             lines += [f"  {note}" for note in found.notes]
+        for panel in self.panels:
+            lines += [panel.title, *(line for table in panel.tables for line in table.markdown().splitlines()[2:])]
         return lines
+
+
+def _figures(table: Table) -> dict[str, dict[str, float | None]]:
+    names = [column.name for column in table.columns]
+    return {row: dict(zip(names, figures, strict=True)) for row, figures in table.rows.items()}
 
 
 def _shown(interval: Interval | None) -> str:

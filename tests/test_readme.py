@@ -38,7 +38,8 @@ def test_the_walk_through_runs_as_written(tmp_path: Path) -> None:
         done = facemix(*arguments, *short, cwd=tmp_path)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         ran += 1
-    assert ran == 17
+    assert ran == 19
+    assert (tmp_path / "runs" / "comparison" / "comparison.html").exists()
     assert (tmp_path / "runs" / "how_much" / "table.tex").exists()
     assert (tmp_path / "runs" / "mix" / "report.html").exists()
 

@@ -12,12 +12,10 @@ import torch
 from eval.compare import Difference, compare
 from eval.embed import Ranks
 from eval.embedding_cache import Embedder
-from eval.evaluate import FMR, evaluate
-from eval.inputs import open_pair
+from eval.evaluate import Protocols, evaluate
 from eval.intervals import difference
 from eval.models import Model, callable_model, network_model, onnx_model
 from eval.pages import page_of, write_report
-from eval.protocols import VerificationSet
 from eval.report import write_page
 from eval.results import Evaluation
 from pipeline.config import LoaderConfig
@@ -26,17 +24,6 @@ from train.distributed import gathered, join, leave, this_world
 from train.encoder import load_encoder
 
 _log = logging.getLogger("facemix.eval")
-
-
-@dataclass(frozen=True)
-class Protocols:
-    """What is measured."""
-
-    bins: Sequence[VerificationSet] = ()
-    gallery_and_probes: tuple[Path, Path] | None = None
-    """Shard sets, or files of embeddings."""
-    fmr: float = FMR
-    """Share of impostors that match at the threshold of the groups' errors."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +72,8 @@ def measure(spec: str | None, protocols: Protocols, out: Path | None, device: to
     embedder = None
     if source is not None:
         embedder = Embedder(source.model, source.loader, device, folder / "embeddings", ranks)
-    pair = protocols.gallery_and_probes and open_pair(*protocols.gallery_and_probes, embedder)
     name = "embeddings" if source is None else source.model.description
-    result = evaluate(name, embedder, protocols.bins, pair, protocols.fmr)
+    result = evaluate(name, embedder, protocols, device)
     page = write_report(result, folder) if world.rank == 0 else folder
     return result, page
 

@@ -12,9 +12,8 @@ from torch.nn import functional
 
 from eval.embed import embed_images, embed_set
 from eval.embedding_cache import Embedder
-from eval.evaluate import FAR_TARGETS, evaluate
+from eval.evaluate import FAR_TARGETS, Protocols, evaluate
 from eval.fairness import spread
-from eval.inputs import open_pair
 from eval.models import Model
 from eval.protocols import VerificationSet, read_bin
 from eval.results import Evaluation
@@ -41,7 +40,7 @@ EMBEDDER = Embedder(Model(embed, 32, "0" * 64, "blur"), LOADER, CPU)
 def measured(
     bins: Sequence[VerificationSet] = (), sets: tuple[Path, Path] | None = None, fmr: float = 0.01
 ) -> Evaluation:
-    return evaluate("blur", EMBEDDER, bins, sets and open_pair(*sets, EMBEDDER), fmr)
+    return evaluate("blur", EMBEDDER, Protocols(bins, sets, fmr=fmr), CPU)
 
 
 @pytest.fixture(scope="module")

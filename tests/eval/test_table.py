@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.fairness import spread
+from eval.grid_table import grid_table
 from eval.results import Evaluation, GroupResult, IdentificationResult, VerificationResult
-from eval.table import Column, Table, grid_table
+from eval.table import Column, Table
 from eval.verification import Accuracy
 from shardgen.tags import UNKNOWN
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from eval.embed import embed_images
 from eval.embedding_cache import Embedder
-from eval.evaluate import evaluate
+from eval.evaluate import Protocols, evaluate
 from eval.models import network_model
 from eval.protocols import read_bin
 from pipeline.config import LoaderConfig
@@ -65,12 +65,8 @@ def published(bins: Mapping[str, Path], encoder: nn.Module) -> dict[str, float]:
     """What `facemix eval` finds."""
     encoder = copy.deepcopy(encoder).eval()
     sets = [read_bin(name, path) for name, path in bins.items()]
-    return {
-        one.name: one.accuracy.mean
-        for one in evaluate(
-            "it", Embedder(network_model(encoder, LOADER.image_size, "it"), LOADER, CPU), sets
-        ).verification
-    }
+    embedder = Embedder(network_model(encoder, LOADER.image_size, "it"), LOADER, CPU)
+    return {one.name: one.accuracy.mean for one in evaluate("it", embedder, Protocols(sets), CPU).verification}
 
 
 def test_it_measures_what_an_evaluation_of_the_encoder_does(bins: Mapping[str, Path]) -> None:
