@@ -16,7 +16,6 @@ import numpy.typing as npt
 from sklearn.model_selection import KFold
 
 from benchmarks.timing import Run, print_costs, print_table, take_turns, timed
-from eval.approximate import approximate_search
 from eval.gallery import Gallery
 from eval.identification import closed_set
 from eval.intervals import PairCounts, bootstrap
@@ -38,15 +37,14 @@ Flags = npt.NDArray[np.bool_]
 class _Scale:
     galleries: Sequence[tuple[int, int]]
     """Templates and probes."""
-    approximate_templates: int
     pairs: int
     compared: int
     """Pairs of the bootstrap."""
     rounds: int
 
 
-_FULL = _Scale(((10_000, 4096), (100_000, 2048), (1_000_000, 1024)), 100_000, 6000, 1_000_000, 3)
-_SMOKE = _Scale(((1_000, 2048),), 10_000, 600, 10_000, 1)
+_FULL = _Scale(((10_000, 4096), (100_000, 2048), (1_000_000, 1024)), 6000, 1_000_000, 3)
+_SMOKE = _Scale(((1_000, 2048),), 600, 10_000, 1)
 
 
 def main(smoke: bool = False) -> None:
@@ -57,7 +55,6 @@ def main(smoke: bool = False) -> None:
             print(f"\nA gallery of {templates:,} is left out: it takes {12 * _SIZE * templates / 2**30:.0f} GiB")
             continue
         _identification(templates, probes, scale.rounds)
-    _approximate(scale.approximate_templates)
     _verification(scale.pairs, scale.rounds)
     _bootstrap(scale.compared)
 
@@ -100,16 +97,6 @@ def _identification(templates: int, num_probes: int, rounds: int) -> None:
     }
     title = f"A probe in a gallery of {templates:,}, {num_probes:,} at once; fraction is faiss' cost by the row's"
     print_costs(title, _take_turns(peers, num_probes, rounds), _FAISS)
-
-
-def _approximate(templates: int) -> None:
-    gallery, probes, _ = _draw(templates, 1000)
-    rows = []
-    for visited in (0.01, 0.05, 0.2):
-        found = approximate_search(gallery, probes, visited=visited)
-        rows.append([f"{visited:.0%} of the lists", f"{found.recall:.3f}"])
-    print(f"\nIVF-PQ in {templates:,}: probes whose exact best is among {_CANDIDATES} candidates\n")
-    print_table(["visited", "recall"], rows)
 
 
 def _take_turns(peers: dict[str, Callable[[], object]], items: int, rounds: int) -> Any:

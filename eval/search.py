@@ -23,7 +23,6 @@ TIE = 1e-6
 """Scores no further apart are ties: sums of 512 products in float32 are exact to 3e-7."""
 _SPARE = 16
 _CHECKED_PROBES = 512
-_BLOCK = 16
 
 Scores = npt.NDArray[np.float32]
 
@@ -166,7 +165,7 @@ class _Front:
         rows = (best >= self._bar).nonzero()[:, 0]
         self.ahead[rows] += (tile[rows] >= self._bar[rows, None]).sum(1)
         rows = (best > self.scores[:, -1]).nonzero()[:, 0]
-        scores, columns = _top(tile[rows], min(self.scores.shape[1], tile.shape[1]))
+        scores, columns = tile[rows].topk(min(self.scores.shape[1], tile.shape[1]))
         scores, order = torch.cat([self.scores[rows], scores.float()], 1).sort(dim=1, descending=True, stable=True)
         positions = torch.cat([self.positions[rows], columns + first], 1).gather(1, order)
         self.scores[rows], self.positions[rows] = (both[:, : self.scores.shape[1]] for both in (scores, positions))
@@ -221,13 +220,3 @@ def _search(
         front.look(tile, first)
         if last in sizes:
             yield front.rescored(tiled, probes) if half else front
-
-
-def _top(scores: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return each row's best scores and their columns; they lie in the blocks whose best is best, so few are sorted."""
-    if scores.shape[1] % _BLOCK or scores.shape[1] <= _BLOCK * number:
-        return tuple(scores.topk(number))
-    blocks = scores.view(len(scores), -1, _BLOCK)
-    chosen = blocks.amax(2).topk(number).indices
-    best, places = blocks.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK)).flatten(1).topk(number)
-    return best, chosen.gather(1, places // _BLOCK) * _BLOCK + places % _BLOCK
