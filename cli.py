@@ -18,6 +18,7 @@ from shardgen.commands import PATH, json_option, options, print_json
 from shardgen.errors import DataError, UsageError
 
 _SHEET_PAIRS = 20  # of each kind of finding
+_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 INTERRUPTED = 130  # what shells use for Ctrl-C
 
 
@@ -111,7 +112,11 @@ def plan(recipe: Path, overrides: Sequence[str], *, real_only: Path | None, shee
     loaded = load_recipe(recipe, overrides)
     planned = open_plan(loaded.mix, loaded.seed, loaded.loader.batch_size)
     if real_only is not None:
-        changes = {"name": f"{loaded.name}_real_only", "mix": twin.real_only(loaded.mix, planned)}
+        mix = twin.real_only(loaded.mix, planned)
+        head = loaded.head.model_copy(
+            update={"weights": {k: v for k, v in loaded.head.weights.items() if k in mix.sets}}
+        )
+        changes = {"name": f"{loaded.name}_real_only", "mix": mix, **({"head": head} if loaded.head.weights else {})}
         fields = loaded.model_copy(update=changes).model_dump(mode="json", exclude_unset=True, exclude={"run"})
         real_only.write_text(yaml.safe_dump(fields, sort_keys=False))
         click.echo(f"real-only twin: {real_only}; see it with `facemix plan {real_only}`", err=True)
@@ -190,8 +195,14 @@ def _train_grid(path: Path, overrides: Sequence[str], stop_at: int | None) -> No
 @click.option("--pairs", multiple=True, metavar="SET=FILE", help="A list of pairs (CSV, pairs.txt) of a set's faces.")
 @click.option("--all-pairs", multiple=True, type=PATH, metavar="SET", help="Compare all faces of a set.")
 @click.option("--ijb", multiple=True, metavar="SET=META", help="IJB-B or IJB-C: all images, and the folder meta.")
-@click.option("--fmr", type=float, default=1e-3, show_default=True, help="Errors by group are where so many match.")
-@click.option("--out", type=PATH, help="Folder of results.json and report.html.  [default: the run]")
+@click.option(
+    "--fmr",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=1e-3,
+    show_default=True,
+    help="Errors by group are where so many match.",
+)
+@click.option("--out", type=PATH, help="Folder of results.json and report.html.  [default: the run, or one in runs/]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
 @json_option
 def evaluate(
@@ -292,7 +303,7 @@ def export_to_onnx(encoder: Path, out: Path) -> None:
 
 
 @cli.command()
-@click.argument("name", type=click.Choice(["loader", "plan", "shard", "train"]))
+@click.argument("name", type=click.Choice(["eval", "loader", "plan", "shard", "train"]))
 @click.option("--smoke", is_flag=True, help="Only show that it runs.")
 def bench(name: str, smoke: bool) -> None:
     """Run one of the scripts of benchmarks/ and print its table."""

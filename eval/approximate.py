@@ -46,7 +46,7 @@ def approximate_search(
             f"and {256 * _TRAINING_TEMPLATES_PER_LIST} templates; search exactly"
         )
     lists = min(int(4 * number**0.5), number // _TRAINING_TEMPLATES_PER_LIST)
-    index: Any = faiss.index_factory(size, f"IVF{lists},PQ{size // _CODED_DIMENSIONS}", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(size, f"IVF{lists},PQ{size // _CODED_DIMENSIONS}np", faiss.METRIC_INNER_PRODUCT)
     index.cp.seed = index.pq.cp.seed = seed
     index.nprobe = max(int(visited * lists), 1)
     index.train(gallery.templates)

@@ -9,14 +9,15 @@ import torch
 
 from eval.embedding_cache import Embedder
 from eval.identify import identify
-from eval.inputs import open_faces, open_pair, open_sources
+from eval.inputs import hash_at, open_faces, open_pair, open_sources
 from eval.intervals import Interval, PairCounts, wilson
 from eval.pairs import read_pairs
 from eval.protocols import VerificationSet, name_undecodable
 from eval.report import Panel
 from eval.results import Evaluation, HardPair, Scores, VerificationResult
 from eval.sections import all_pairs, among_distractors, growing_gallery, janus, listed_pairs
-from eval.verification import Accuracy, accuracy, equal_error_rate, measurable_tars, pair_distances, roc
+from eval.tiles import ALONE, Workers
+from eval.verification import Accuracy, accuracy, equal_error_rate, measurable_tars, pair_distances, roc, told_wrong
 from pipeline.catalog import open_catalog
 from pipeline.graph import DecodingFailed
 from shardgen.errors import UsageError
@@ -43,37 +44,56 @@ class Protocols:
     """Share of impostors that match at the threshold of the groups' errors."""
 
 
-def evaluate(encoder: str, embedder: Embedder | None, protocols: Protocols, device: torch.device) -> Evaluation:
-    """Measure an encoder, or, without one, embeddings, by all protocols.
+def evaluate(
+    encoder: str,
+    embedder: Embedder | None,
+    protocols: Protocols,
+    device: torch.device,
+    workers: Workers = ALONE,
+) -> Evaluation:
+    """Measure an encoder, or, without one, embeddings, by all protocols; `workers` share the searches.
 
     Raises `UsageError` when there is nothing to measure, or a set is to be embedded by nothing, and `DataError` when a
     set is at fault.
     """
-    if protocols == Protocols(fmr=protocols.fmr):
+    asked = (protocols.bins, protocols.gallery_and_probes, protocols.pairs, protocols.all_pairs, protocols.ijb)
+    if not any(asked):
         raise UsageError("nothing to evaluate; give --bin NAME=FILE, or --gallery SET --probes SET")
-    result = Evaluation(encoder, [], None, [])
+    if len({one.name for one in protocols.bins}) < len(protocols.bins):
+        raise UsageError(f"two verification sets are called {protocols.bins[-1].name}; give each its own NAME=FILE")
+    result = Evaluation(encoder, [], None, [], footer=_footer(embedder, protocols))
     if protocols.bins:
         assert embedder is not None
         result = _verified(result, embedder, protocols.bins)
     panels = list(_panels(embedder, protocols, device))
     if protocols.gallery_and_probes is not None:
         gallery, probes = open_pair(*protocols.gallery_and_probes, embedder)
-        found = identify(gallery, probes, protocols.fmr)
+        found = identify(gallery, probes, protocols.fmr, workers)
         outcomes = {**result.outcomes, "rank 1 %": found.rank_1}
         result = replace(result, identification=found.result, outcomes=outcomes)
-        panels.append(growing_gallery(gallery, probes))
+        panels.append(growing_gallery(gallery, probes, workers))
         if protocols.distractors is not None:
-            others = open_faces(protocols.distractors, embedder).embeddings
+            others = open_faces(protocols.distractors, embedder)
             panels.append(among_distractors(protocols.distractors.name, probes, others, device))
     return replace(result, panels=panels)
+
+
+def _footer(embedder: Embedder | None, protocols: Protocols) -> dict[str, str]:
+    """Return the hashes of what the figures stand on; verification sets tell theirs."""
+    sides = protocols.gallery_and_probes or ()
+    files = [*sides, *protocols.all_pairs, *(path for one in protocols.pairs for path in one)]
+    files += [folder for folder, _ in protocols.ijb]
+    files += [] if protocols.distractors is None else [protocols.distractors]
+    hashes = {f"SHA-256 of {path}": hash_at(path) for path in dict.fromkeys(files)}
+    return hashes if embedder is None else {"SHA-256 of the encoder": embedder.model.digest, **hashes}
 
 
 def _panels(embedder: Embedder | None, protocols: Protocols, device: torch.device) -> Iterator[Panel]:
     for folder, pairs in protocols.pairs:
         faces = open_faces(folder, embedder)
-        yield listed_pairs(folder.name, faces, read_pairs(pairs, faces, open_sources(folder)))
+        yield listed_pairs(f"{folder}, {pairs.name}", faces, read_pairs(pairs, faces, open_sources(folder)))
     for folder in protocols.all_pairs:
-        yield all_pairs(folder.name, open_faces(folder, embedder), device)
+        yield all_pairs(str(folder), open_faces(folder, embedder), device)
     for folder, meta in protocols.ijb:
         if embedder is None:
             raise UsageError("IJB weighs embeddings by their length: give an encoder, not embeddings")
@@ -83,14 +103,13 @@ def _panels(embedder: Embedder | None, protocols: Protocols, device: torch.devic
 def _verified(result: Evaluation, embedder: Embedder, bins: Sequence[VerificationSet]) -> Evaluation:
     scores = [_score(one, embedder) for one in bins]
     verification = [_verification(one, score) for one, score in zip(bins, scores, strict=True)]
-    pairs = list(zip(bins, scores, verification, strict=True))
+    pairs = list(zip(bins, scores, strict=True))
     return replace(
         result,
         verification=verification,
         scores=scores,
-        hardest=[hard for one, score, _ in pairs for hard in _hardest(one, score)],
-        outcomes={f"accuracy on {one.name} %": _outcome(score, found.accuracy) for one, score, found in pairs},
-        footer={"SHA-256 of the encoder": embedder.model.digest},
+        hardest=[hard for one, score in pairs for hard in _hardest(one, score)],
+        outcomes={f"accuracy on {one.name} %": _outcome(score) for one, score in pairs},
     )
 
 
@@ -123,11 +142,10 @@ def _interval(found: Accuracy) -> Interval:
     return Interval(found.mean, 1 - error.high, 1 - error.low)
 
 
-def _outcome(scores: Scores, found: Accuracy) -> PairCounts:
-    """Count the pairs told wrong at the folds' mean threshold, each as if of a person of its own."""
+def _outcome(scores: Scores) -> PairCounts:
+    """Count the pairs told wrong, each as if of a person of its own."""
     pairs = np.arange(len(scores.same))
-    wrong = (scores.distances < found.threshold) != scores.same
-    return PairCounts.from_pairs(pairs, pairs, wrong, len(pairs))
+    return PairCounts.from_pairs(pairs, pairs, told_wrong(scores.distances, scores.same), len(pairs))
 
 
 def _hardest(one: VerificationSet, scores: Scores) -> list[HardPair]:

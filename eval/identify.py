@@ -25,8 +25,8 @@ FPIR_TARGETS = (0.003, 0.01, 0.1)
 MAX_RANK = 5
 _CMC_DEPTH = 20
 _FOLDS = 10
-_MAX_GROUPS = 64
-"""Of an axis for its errors to be compared; ages in years are no groups."""
+_MAX_GROUPS = 16
+"""Of an axis for its errors to be compared: ages in years are no groups, and histograms of all pairs take 150 MB."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,18 @@ def _fairness(
     results: dict[str, FairnessResult] = {}
     notes: list[str] = []
     for axis, (values, codes) in probes.groups.items():
-        known = {int(code) for code in np.unique(codes) if values[code] != UNKNOWN}
-        if not 1 < len(known) <= _MAX_GROUPS:
+        enrolled = one.templates.groups[axis][1]
+        there = np.union1d([0], np.concatenate([codes, enrolled]))  # 0 is unknown
+        if len(there) < 3:
             continue
-        groups = SearchGroups(len(values), codes, one.templates.groups[axis][1])
+        if len(there) > 1 + _MAX_GROUPS:
+            notes.append(f"errors by {axis} are left out: {len(there) - 1} groups are more than {_MAX_GROUPS}")
+            continue
+        names = tuple(values[code] for code in there.tolist())
+        groups = SearchGroups(len(there), *(np.searchsorted(there, of).astype(np.int16) for of in (codes, enrolled)))
         impostor = impostor_histograms(one.gallery, probes.embeddings, probes.identities, groups, workers=workers)
-        comparisons = ScoreHistograms(_genuine(one, axis), impostor, values)
+        of_probes = np.searchsorted(there, one.probes.groups[axis][1])
+        comparisons = ScoreHistograms(_genuine(one, of_probes, groups), impostor, names)
         try:
             rates = rates_at_threshold(comparisons, fmr)
         except DataError as error:
@@ -166,12 +172,11 @@ def _fairness(
     return results, notes
 
 
-def _genuine(one: _Search, axis: str) -> Counts:
+def _genuine(one: _Search, of_probes: Labels, groups: SearchGroups) -> Counts:
     """Return the histograms of mates' scores, [probe's group, mate's group, bins]."""
-    values, codes = one.probes.groups[axis]
     bins = np.clip(((one.found.mate_scores + 1) * (BINS // 2)).astype(np.int64), 0, BINS - 1)
-    histograms: Counts = np.zeros((len(values), len(values), BINS), np.int64)
-    np.add.at(histograms, (codes, one.templates.groups[axis][1][one.mates], bins), 1)
+    histograms: Counts = np.zeros((groups.number, groups.number, BINS), np.int64)
+    np.add.at(histograms, (of_probes, groups.of_enrolled[one.mates], bins), 1)
     return histograms
 
 

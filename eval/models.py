@@ -78,7 +78,10 @@ def callable_model(spec: str, image_size: int) -> Model:
 
 
 def _called(spec: str, function: Callable[[torch.Tensor], Any], images: torch.Tensor) -> torch.Tensor:
-    return _one_a_face(spec, torch.as_tensor(function(images)), len(images))
+    rows = function(images)
+    if isinstance(rows, (tuple, list)):
+        raise DataError(f"{spec} returns {len(rows)} things; an encoder: [batch, embedding]")
+    return _one_a_face(spec, torch.as_tensor(rows), len(images))
 
 
 def _one_a_face(source: object, rows: torch.Tensor, num_images: int) -> torch.Tensor:
@@ -104,8 +107,9 @@ def onnx_model(path: Path, device: torch.device) -> Model:
         raise UsageError(f"{path} does not exist; give an ONNX file")
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # else it tells everybody about each weight that it folds
-    wanted = ["CUDAExecutionProvider"] * (device.type == "cuda") + ["CPUExecutionProvider"]
-    providers = [one for one in wanted if one in runtime.get_available_providers()]
+    wanted: list[Any] = [("CUDAExecutionProvider", {"device_id": device.index or 0})] * (device.type == "cuda")
+    available = runtime.get_available_providers()
+    providers = [one for one in wanted if one[0] in available] + ["CPUExecutionProvider"]
     try:
         session = runtime.InferenceSession(path, options, providers=providers)
         model = _Onnx.of(path, session)

@@ -179,7 +179,7 @@ def _open_set(found: IdentificationResult) -> list[Panel]:
 
 def _identification_det(strangers: OpenSet) -> Curve:
     _, fpir, fnir = strangers.det()
-    return Curve("all probes", fpir, fnir)
+    return Curve("all probes", fpir[::-1], fnir[::-1])  # from few false alarms to many
 
 
 def _fairness(axis: str, found: FairnessResult) -> Panel:
@@ -204,8 +204,7 @@ def _fairness(axis: str, found: FairnessResult) -> Panel:
     text = [
         f"One threshold for all, at which at most {found.fmr:g} of all impostors match. Intervals: 95 %, by person."
     ]
-    text += rates.left_out
-    text += found.metrics.notes if found.metrics is not None else ()
+    text += found.metrics.notes if found.metrics is not None else rates.left_out
     matrix = Matrix(
         f"FMR by {axis}", "group of the enrolled", "group of the probe", found.cells.groups, found.cells.fmr()
     )

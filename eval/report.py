@@ -88,6 +88,8 @@ def write_page(page: Page, path: Path) -> Path:
     """Write the page, and each table as `<name of the page>-tables/<number>-<title>.csv` and `.tex`."""
     folder = path.with_name(f"{path.stem}-tables")
     folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.csv"), *folder.glob("*.tex")):  # of an earlier page
+        old.unlink()
     tables = [(f"{panel.title} {table.title}", table) for panel in page.panels for table in panel.tables]
     for number, (title, table) in enumerate(tables, start=1):
         name = f"{number:02d}-{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')[:60]}"

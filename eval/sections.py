@@ -1,6 +1,7 @@
 """Protocols beside verification sets and a gallery, each measured into the panel that shows it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,17 @@ from eval.pairs import FacePairs, disjoint_folds
 from eval.plots import Curve, cmc
 from eval.report import Measured, Panel
 from eval.table import Column, Table
-from eval.verification import TarAtFar, accuracy, equal_error_rate, measurable_tars, pair_distances, roc
+from eval.tiles import ALONE, Workers
+from eval.verification import (
+    TarAtFar,
+    accuracy,
+    equal_error_rate,
+    measurable_tars,
+    pair_distances,
+    roc,
+    told_wrong,
+)
+from shardgen.errors import DataError
 
 FAR_TARGETS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _SEED = 0
@@ -31,12 +42,16 @@ def listed_pairs(name: str, faces: Faces, pairs: FacePairs) -> Panel:
     distances = pair_distances(faces.embeddings[first], faces.embeddings[second])
     found = accuracy(distances, folded.same, folded.folds)
     people = faces.identities[first], faces.identities[second]
-    wrong = wilson(PairCounts.from_pairs(*people, (distances < found.threshold) != folded.same, len(faces.names)))
+    errors = told_wrong(distances, folded.same, folded.folds)
+    wrong = wilson(PairCounts.from_pairs(*people, errors, len(faces.names)))
     tars = measurable_tars(distances, folded.same, FAR_TARGETS)
     figures: dict[Column, float | None] = {
         Column("pairs", None, 0): found.num_pairs,
-        Column("accuracy %"): Measured(100 * found.mean, 100 * (1 - wrong.high), 100 * (1 - wrong.low)),
+        Column("accuracy, mean of folds %"): 100 * found.mean,
         Column("STD of folds %", None): 100 * found.std,
+        Column("accuracy of all pairs %"): Measured(
+            100 * (1 - wrong.estimate), 100 * (1 - wrong.high), 100 * (1 - wrong.low)
+        ),
         Column("EER %", "lowest"): 100 * equal_error_rate(roc(distances, folded.same)),
         **{Column(f"TAR % at FAR {one.target_far:g}"): 100 * one.tar for one in tars},
     }
@@ -61,10 +76,16 @@ def _tar_table(points: Sequence[TarAtFar]) -> Table:
     return Table("TAR at FAR", "target", columns, rows)
 
 
-def among_distractors(name: str, probes: Faces, distractors: Embeddings, device: torch.device) -> Panel:
-    """Search each probe's mates one by one among growing numbers of distractors, as MegaFace does."""
+def among_distractors(name: str, probes: Faces, distractors: Faces, device: torch.device) -> Panel:
+    """Search each probe's mates one by one among growing numbers of distractors, as MegaFace does.
+
+    Raises `DataError` when a distractor has the name of a probe's identity.
+    """
+    known = [{one.names[number] for number in np.unique(one.identities).tolist()} for one in (probes, distractors)]
+    if shared := sorted(known[0] & known[1]):
+        raise DataError(f"{len(shared)} people of {name} are among the probes, such as {shared[0]}; leave them out")
     sizes = tuple(_powers_of_ten(len(distractors)))
-    found = rank_1_among_distractors(probes.embeddings, probes.identities, distractors, sizes, device)
+    found = rank_1_among_distractors(probes.embeddings, probes.identities, distractors.embeddings, sizes, device)
     table = Table(
         "Rank 1 among distractors",
         "distractors",
@@ -74,11 +95,11 @@ def among_distractors(name: str, probes: Faces, distractors: Embeddings, device:
     return Panel(f"Distractors of {name}", [f"{found.num_probes:,} searches, one for each pair of a person."], [table])
 
 
-def growing_gallery(gallery: Faces, probes: Faces) -> Panel:
+def growing_gallery(gallery: Faces, probes: Faces, workers: Workers = ALONE) -> Panel:
     """Search the probes in nested random parts of a gallery."""
     enrolled = enrol(gallery.embeddings, gallery.identities)
     sizes = _powers_of_ten(len(enrolled.enrolled))
-    found = search_sizes(enrolled, probes.embeddings, probes.identities, sizes, _SEED)
+    found = search_sizes(enrolled, probes.embeddings, probes.identities, sizes, _SEED, workers=workers)
     table = Table(
         "Rank 1 by size of the gallery",
         "enrolled",
@@ -87,7 +108,7 @@ def growing_gallery(gallery: Faces, probes: Faces) -> Panel:
     )
     sizes_drawn = np.array([one.size for one in found], np.float64)
     curve = Curve("rank 1", sizes_drawn, np.array([one.closed.rate(1) for one in found]))
-    plots = [cmc([curve], "Rank 1 by size of the gallery")] if len(found) > 1 else []
+    plots = [replace(cmc([curve], "Rank 1 by size of the gallery"), x_label="enrolled")] if len(found) > 1 else []
     return Panel("Gallery size", ["Nested random parts of the gallery; every probe's mate is in each."], [table], plots)
 
 
@@ -111,4 +132,4 @@ def janus(meta: Path, embeddings: Embeddings, sources: Sequence[str]) -> Panel:
     figures = [100 * one for one in (*found.found_by_rank.values(), *found.tpir_by_fpir.values())]
     text = ["Detector score times embedding, the mean over a medium, the sum over media, as InsightFace pools them."]
     identified = Table("1:N", "galleries", columns, {"both": figures})
-    return Panel(f"IJB: {meta.parent.name}", text, [_tar_table(verified), identified])
+    return Panel(f"IJB: {meta.resolve().parent.name}", text, [_tar_table(verified), identified])

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +62,30 @@ def accuracy(distances: Distances, same: Same, folds: int | Folds = 10) -> Accur
     0, .01, ..., 3.99 with the highest accuracy on the other folds is applied to it; mean and standard
     deviation over the folds. Raises `DataError` when there are too few pairs, or a fold is without any.
     """
-    fold_of = _contiguous(len(same), folds) if isinstance(folds, int) else folds
+    correct, chosen, fold_sizes = _per_fold(distances, same, _fold_of(same, folds))
+    per_fold = correct[np.arange(len(chosen)), chosen] / fold_sizes
+    return Accuracy(
+        mean=float(per_fold.mean()),
+        std=float(per_fold.std()),
+        threshold=float(THRESHOLDS[chosen].mean()),
+        num_pairs=len(same),
+    )
+
+
+def told_wrong(distances: Distances, same: Same, folds: int | Folds = 10) -> Same:
+    """Return which pairs `accuracy` counts as errors, each at the threshold of its own fold."""
+    fold_of = _fold_of(same, folds)
+    _, chosen, _ = _per_fold(distances, same, fold_of)
+    wrong: Same = (distances < THRESHOLDS[chosen][fold_of]) != same
+    return wrong
+
+
+def _fold_of(same: Same, folds: int | Folds) -> Folds:
+    return _contiguous(len(same), folds) if isinstance(folds, int) else folds
+
+
+def _per_fold(distances: Distances, same: Same, fold_of: Folds) -> tuple[npt.NDArray[Any], Folds, npt.NDArray[Any]]:
+    """Return [folds, thresholds] pairs told right, each fold's threshold, and each fold's pairs."""
     fold_sizes = np.bincount(fold_of)
     if fold_sizes.min() < 1 or len(fold_sizes) < 2:
         raise DataError(f"the folds have {fold_sizes.tolist()} pairs; give at least two, and each a pair")
@@ -74,14 +98,7 @@ def accuracy(distances: Distances, same: Same, folds: int | Folds = 10) -> Accur
     impostors = np.bincount(fold_of[~same], minlength=num_folds)
     correct = impostors[:, None] + np.cumsum(histogram, axis=1)[:, :-1]  # [folds, thresholds]
     others = (correct.sum(0) - correct) / (len(same) - fold_sizes)[:, None]
-    chosen = others.argmax(1)
-    per_fold = correct[np.arange(num_folds), chosen] / fold_sizes
-    return Accuracy(
-        mean=float(per_fold.mean()),
-        std=float(per_fold.std()),
-        threshold=float(THRESHOLDS[chosen].mean()),
-        num_pairs=len(same),
-    )
+    return correct, others.argmax(1), fold_sizes
 
 
 def _contiguous(num_pairs: int, num_folds: int) -> Folds:

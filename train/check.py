@@ -1,4 +1,4 @@
-"""`facemix train --check`: everything that a run would stumble over, before it takes a step."""
+"""`facemix train --check`: what a run would be made of, and what of that is not there or not allowed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline import plan_report
 from pipeline.catalog import open_catalog
-from pipeline.loader import FaceLoader
+from pipeline.loader import FaceLoader, resolve_device
 from pipeline.plan import Plan, open_plan
 from shardgen.errors import DataError, UsageError
 from train import checkpoint
@@ -23,7 +23,8 @@ _CPU = torch.device("cpu")
 
 
 def check(recipe: Recipe) -> Iterator[str]:
-    """Yield what a run would be made of; raise as training would, and `DataError` that names every set at fault."""
+    """Yield what a run would be made of; raise as training would of its data and recipe, naming every set at fault."""
+    device = resolve_device(recipe.loader.device)
     _open_each(recipe)
     plan = open_plan(recipe.mix, recipe.seed, recipe.loader.batch_size)
     yield from plan_report.lines(plan)
@@ -34,7 +35,8 @@ def check(recipe: Recipe) -> Iterator[str]:
     if recipe.encoder.pretrained is not None:
         load_weights(encoder, recipe.encoder.pretrained)
     yield f"{recipe.encoder.backbone}: {_millions(encoder)} million weights; {_trained_against(recipe, plan)}"
-    validation = Validation(recipe.validation, recipe.loader, World(), _CPU)
+    validation = Validation(recipe.validation, recipe.loader, World(), device)
+    encoder.to(device)
     for name, accuracy in validation.measure(encoder).items():
         yield f"validation: {name}, {validation.num_pairs[name]} pairs, {accuracy:.4f} before training"
     loader = FaceLoader(plan, recipe.augment, recipe.loader, _CPU)

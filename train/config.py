@@ -212,7 +212,7 @@ class ValidationConfig(_Config):
 class TrainingConfig(_Config):
     """How long, how precise, how often it reports and saves."""
 
-    epochs: float = Field(default=20, gt=0)
+    epochs: float = Field(default=20, gt=0, lt=1e9)
     """Length of the run; what an epoch is, the mix says."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Type of activations under autocast; auto is bf16 where the hardware computes in it. fp16 scales the loss."""

@@ -5,10 +5,9 @@ own in a folder of its own. What is finished, begun or still to do, the folders 
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -45,10 +44,11 @@ class GridConfig(BaseModel):
 
     @model_validator(mode="after")
     def _axes_differ(self) -> "GridConfig":
-        keys = Counter(key for axis in self.axes.values() for key in set().union(*axis.values()))
-        twice = [key for key, times in keys.items() if times > 1]
-        if twice:
-            raise ValueError(f"two axes set {twice[0]}, and a cell can have but one; make them one axis")
+        axes = [sorted(set().union(*axis.values())) for axis in self.axes.values()]
+        for keys, others in combinations(axes, 2):
+            # A section after a key in it would replace that; before it, the key changes the section.
+            if both := [key for key in keys if any(f"{key}.".startswith(f"{other}.") for other in others)]:
+                raise ValueError(f"two axes set {both[0]}, and a cell can have but one; make them one axis")
         return self
 
 
@@ -83,7 +83,7 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
         if cell in cells:
             raise UsageError(f"{path}: two cells are called {cell}; rename a value")
         left_out = tuple(f"{key}." for key, value in values.items() if value is None)
-        common = [(key, value) for key, value in parsed if key not in own and not key.startswith(left_out)]
+        common = [(key, value) for key, value in parsed if key not in own and not f"{key}.".startswith(left_out)]
         identity = [("name", f"{config.name}/{cell}"), ("run", str(run / cell))]
         cells[cell] = make_recipe(base, [*values.items(), *common, *identity], f"{path}: cell {cell}")
     return Grid(config.name, run, cells)

@@ -33,7 +33,7 @@ from train.divergence import Divergence
 from train.metrics import Reporter, ValidationMetrics
 from train.objective import make_objective
 from train.preview import preview
-from train.recipe import Recipe, differences
+from train.recipe import Recipe, differences, differing_settings
 from train.schedule import Progress, lr_factor
 from train.updates import Updater
 from train.validation import Validation, is_due
@@ -87,7 +87,7 @@ def train(recipe: Recipe, *, resume: bool = False, stop_at: int | None = None) -
             trainer.load_state_dict(latest)
         elif recipe.encoder.pretrained is not None:
             trainer.load_pretrained(recipe.encoder.pretrained)
-        _check_together(trainer.step, world)
+        _check_together(trainer.step, fingerprint(recipe, plan), world)
         if world.rank == 0:
             _describe(run, recipe, device)
             if latest is not None:
@@ -125,9 +125,15 @@ def _describe(run: Path, recipe: Recipe, device: torch.device) -> None:
     write_durably(run / "environment.json", json.dumps(environment, indent=1).encode())
 
 
-def _check_together(step: int, world: World) -> None:
-    """Refuse processes that stand at different steps: each has read the run folder that it sees."""
-    steps = sorted(set(gathered(np.array([step]), world).tolist()))
+def _check_together(step: int, recipe_and_data: int, world: World) -> None:
+    """Refuse processes that train something else or stand at another step: each has read the files that it sees."""
+    steps, fingerprints = (
+        sorted(set(column)) for column in gathered(np.array([[step, recipe_and_data]]), world).T.tolist()
+    )
+    if len(fingerprints) > 1:
+        raise UsageError(
+            "processes have different recipes or data sets: give all nodes the same command and the same sets"
+        )
     if len(steps) > 1:
         raise UsageError(
             f"some processes would go on from step {steps[0]}, others from {steps[-1]}: the run folder must be one "
@@ -160,10 +166,11 @@ class Trainer:
     def run(self, stop_at: int | None) -> bool:
         """Take steps until the last, `stop_at` or a signal; save; return whether it was a signal to any process."""
         last = self.num_steps if stop_at is None else min(stop_at, self.num_steps)
-        with closing(self._loader), self._reporting() as reporter, _stop_signals() as stopped:
-            while not (interrupted := any_rank(bool(stopped), self._world)) and self.step < last:
-                self._take_step(reporter, last)
-        self._save()
+        with _stop_signals() as stopped:  # also while it saves
+            with closing(self._loader), self._reporting() as reporter:
+                while not (interrupted := any_rank(bool(stopped), self._world)) and self.step < last:
+                    self._take_step(reporter, last)
+            self._save()
         return interrupted
 
     @contextmanager
@@ -267,6 +274,12 @@ class Trainer:
         self._updater.load_state_dict(state["updates"])
         self._progress.load_state_dict(state["progress"])
         self.step = self._saved_at = state["step"]
+
+
+def fingerprint(recipe: Recipe, plan: Plan) -> int:
+    """Return a number that stands for all that has to be alike in every process."""
+    alike = [differing_settings(recipe), plan.state_key]
+    return zlib.crc32(json.dumps(alike, sort_keys=True).encode())
 
 
 @contextmanager

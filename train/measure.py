@@ -18,6 +18,7 @@ from eval.models import Model, callable_model, network_model, onnx_model
 from eval.pages import page_of, write_report
 from eval.report import write_page
 from eval.results import Evaluation
+from eval.tiles import Workers
 from pipeline.config import LoaderConfig
 from pipeline.loader import resolve_device
 from train.distributed import gathered, join, leave, this_world
@@ -37,12 +38,12 @@ class Source:
 
 def open_encoder(spec: str, device: torch.device) -> Source:
     """Open a run, a checkpoint, an ONNX file, or `package.module:function`; raise as opening it does."""
-    if ":" in spec:
-        model = callable_model(spec, LoaderConfig().image_size)
-        return Source(model, LoaderConfig(), Path("runs") / spec.rpartition(":")[2])
     path = Path(spec)
-    if path.suffix == ".onnx":
-        return Source(onnx_model(path, device), LoaderConfig(), Path("runs") / path.stem)
+    if ":" in spec and not path.exists():
+        model = callable_model(spec, LoaderConfig().image_size)
+        return Source(model, LoaderConfig(), Path("runs") / spec.replace(":", "."))
+    if path.suffix == ".onnx":  # its folder is no run's
+        return Source(onnx_model(path, device), LoaderConfig(), Path("runs") / path.name)
     trained = load_encoder(path, device)
     model = network_model(trained.network, trained.loader.image_size, trained.description)
     return Source(model, trained.loader, trained.run)
@@ -71,9 +72,10 @@ def measure(spec: str | None, protocols: Protocols, out: Path | None, device: to
     folder = out or (Path("runs/embeddings") if source is None else source.home)
     embedder = None
     if source is not None:
-        embedder = Embedder(source.model, source.loader, device, folder / "embeddings", ranks)
+        embedder = Embedder(source.model, source.loader, device, source.home / "embeddings", ranks)
     name = "embeddings" if source is None else source.model.description
-    result = evaluate(name, embedder, protocols, device)
+    workers = Workers((device,), world.rank, world.world_size, lambda part: gathered(part[None], world).sum(0))
+    result = evaluate(name, embedder, protocols, device, workers)
     page = write_report(result, folder) if world.rank == 0 else folder
     return result, page
 
@@ -98,6 +100,7 @@ def differences(results: Mapping[str, Evaluation]) -> list[Difference]:
     return [
         Difference(figure, name, baseline, 100 * found.estimate, 100 * found.low, 100 * found.high)
         for name, one in others
-        for figure in first.outcomes.keys() & one.outcomes.keys()
+        for figure in first.outcomes
+        if figure in one.outcomes
         if (found := difference(first.outcomes[figure], one.outcomes[figure]))  # of errors: more is better
     ]

@@ -37,7 +37,7 @@ class Recipe(BaseModel):
     """Name of the run."""
     run: Path | None = None
     """Folder of the run; runs/<name> unless given."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of order, augmentation and initial weights."""
     mix: MixConfig
     """Which sets, in which shares."""
@@ -103,7 +103,9 @@ class Recipe(BaseModel):
 # What may change between stopping and resuming: it changes no batch. (Another device may round differently.)
 FREE_TO_CHANGE = frozenset(
     {
+        "name",
         "run",
+        "encoder.pretrained",
         "loader.device",
         "loader.threads",
         "loader.prefetch",
@@ -120,7 +122,7 @@ FREE_TO_CHANGE = frozenset(
 
 
 Model = TypeVar("Model", bound=BaseModel)
-_PATH_OF_SET = re.compile(r"mix\.sets\..*\.path")  # the loader's state knows a set by its content
+_PATH_OF_SET = re.compile(r"mix\.sets\..*\.path|validation\.bins\..*")  # the loader's state knows a set by its content
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -188,6 +190,12 @@ def validated(model: type[Model], fields: Any, origin: str) -> Model:
         raise UsageError(f"{origin}: {_one_line(_explain(error, model))}") from None
 
 
+def differing_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that all processes of a run, and all its continuations, have to share."""
+    flat = flatten({**recipe.model_dump(mode="json"), "budget": {}})
+    return {key: value for key, value in flat.items() if key not in FREE_TO_CHANGE and not _PATH_OF_SET.fullmatch(key)}
+
+
 def differences(ours: Recipe, theirs: Mapping[str, Any]) -> list[str]:
     """Return a line for each setting in which a saved recipe differs and that a resumed run must share."""
     now, saved = (flatten({**fields, "budget": {}}) for fields in (ours.model_dump(mode="json"), theirs))
@@ -219,6 +227,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
 def _keys_at(model: Any, location: Sequence[str | int]) -> set[str]:
     """Return the keys that the configuration at a location of the recipe knows."""
     for part in location:
+        if isinstance(model, types.UnionType):
+            model = typing.get_args(model)[0]
         if isinstance(model, type) and issubclass(model, BaseModel):
             model = model.model_fields[str(part)].annotation
         else:  # a mapping: whatever the key, its values are of one type

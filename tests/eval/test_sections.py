@@ -10,6 +10,7 @@ from eval.faces import Faces
 from eval.pairs import read_pairs
 from eval.report import Panel
 from eval.sections import all_pairs, among_distractors, growing_gallery, janus, listed_pairs
+from shardgen.errors import DataError
 
 CPU = torch.device("cpu")
 
@@ -59,10 +60,12 @@ def test_pairs_of_a_list_are_verified_over_folds_that_share_nobody(tmp_path: Pat
 
 def test_more_distractors_and_larger_galleries_make_it_harder() -> None:
     probes, others = faces(range(20), 3), faces(range(20, 200), 3, seed=2)
-    found = [row[0] for row in figures(among_distractors("others", probes, others.embeddings, CPU)).values()]
+    found = [row[0] for row in figures(among_distractors("others", probes, others, CPU)).values()]
     assert len(found) == 3  # 10, 100, 540
     assert all(one is not None for one in found)
     assert found == sorted(found, key=lambda one: -(one or 0))
+    with pytest.raises(DataError, match="20 people of others are among the probes, such as 000"):
+        among_distractors("others", probes, probes, CPU)
     curve = figures(growing_gallery(faces(range(200), 1, seed=3), probes))
     assert list(curve) == ["10", "100", "200"]
     assert (curve["10"][0] or 0) > (curve["200"][0] or 0)

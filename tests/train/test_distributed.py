@@ -241,19 +241,33 @@ def test_a_signal_to_one_process_stops_and_saves_the_run(recipe: Recipe, tmp_pat
     assert checkpoint.load(checkpoint.find(tmp_path / "run"))["step"] == last
 
 
-def test_nodes_that_do_not_share_the_run_folder_are_refused(recipe: Recipe, tmp_path: Path) -> None:
-    """Two nodes with a process each; only the first has the checkpoint."""
+@pytest.mark.parametrize(
+    ("differ", "message"),
+    [
+        ("run", "some processes would go on from step 0, others from 1: the run folder"),
+        ("seed", "processes have different recipes or data"),
+    ],
+)
+def test_nodes_that_do_not_do_the_same_are_refused(differ: str, message: str, recipe: Recipe, tmp_path: Path) -> None:
+    """Two nodes with a process each; only the first has the checkpoint, or another seed."""
     moved = recipe.model_copy(update={"run": Path("run")})
     world, processes = two_at_a_port(), []
     for rank in range(2):
         node = tmp_path / f"node{rank}"
         node.mkdir()
         (node / "recipe.yaml").write_text(yaml.safe_dump(moved.model_dump(mode="json")))
-        if not rank:
+        if not rank and differ == "run":
             train(recipe.model_copy(update={"run": node / "run"}), stop_at=1)
         processes.append(
             subprocess.Popen(
-                [sys.executable, ROOT / "cli.py", "train", "recipe.yaml", "--resume"],
+                [
+                    sys.executable,
+                    ROOT / "cli.py",
+                    "train",
+                    "recipe.yaml",
+                    "--resume",
+                    f"seed={rank * (differ == 'seed')}",
+                ],
                 cwd=node,
                 env=os.environ | world | rank_of(rank) | {"LOCAL_RANK": "0"},
                 stderr=subprocess.PIPE,
@@ -266,7 +280,7 @@ def test_nodes_that_do_not_share_the_run_folder_are_refused(recipe: Recipe, tmp_
         for one in processes:
             one.kill()
     assert [one.returncode for one in processes] == [2, 2]
-    assert all("some processes would go on from step 0, others from 1: the run folder" in error for error in errors)
+    assert all(message in error for error in errors)
 
 
 def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,7 @@ def test_the_runs_lie_beside_each_other(
         ({"a": {"x": {}}}, ["seed"], "'seed' is no override"),
         ({"a": {"x-y": {}, "x": {}}, "b": {"z": {}, "y-z": {}}}, [], "two cells are called x-y-z"),
         ({"a": {"x": {"seed": 1}}, "b": {"y": {"seed": 2}}}, [], "two axes set seed"),
+        ({"a": {"x": {"head.scale": 1}}, "b": {"y": {"head": {"scale": 2}}}}, [], "two axes set head.scale"),
         ({"a": {"../x": {}}}, [], "axes.a"),
         ({"a": {}}, [], "axes.a"),
         ({}, [], "axes"),
@@ -206,6 +207,14 @@ def test_what_cannot_be_asked_for_ends_the_grid_and_names_the_cell() -> None:
 
     with pytest.raises(UsageError, match="cell a: no such set"):
         train_grid(grid_of("a", "b"), refuse)
+
+
+def test_an_override_brings_back_no_set_that_a_cell_leaves_out(tmp_path: Path) -> None:
+    path = write_grid(tmp_path, {"a": {"without": {"mix.sets.fake": None}, "with": {}}})
+    for override in ("mix.sets.fake.identities=5", "mix.sets.fake={path: elsewhere}"):
+        cells = load_grid(path, [override]).cells
+        assert "fake" not in cells["without"].mix.sets
+        assert "fake" in cells["with"].mix.sets
 
 
 @pytest.fixture

@@ -80,6 +80,11 @@ def test_a_mistyped_key_is_named_with_the_nearest_known_one(key: str, recipe_fil
     assert f"unknown key {wrong}; the nearest known one is {key.rpartition('.')[2]} " in message
 
 
+def test_a_mistyped_key_of_a_set_s_own_augmentation_is_named_too(recipe_file: Path) -> None:
+    message = refusal(recipe_file, "mix.sets.a.augment={jpeg: {probability: 0.2, qualty: [30, 90]}}")
+    assert "qualty; the nearest known one is quality " in message
+
+
 def test_a_mistyped_section_is_named_too(recipe_file: Path) -> None:
     assert "unknown key trainig; the nearest known one is training " in refusal(recipe_file, "trainig.epochs=2")
 
