@@ -1,5 +1,7 @@
 """What a run reports, and what a resumed run keeps of it."""
 
+import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +78,26 @@ def test_tensorboard_shows_the_same_curve(tmp_path: Path) -> None:
     write(tmp_path, 2, 3, loss=1)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 5), (2, 5), (3, 1)]
+
+
+class _Terminal(io.StringIO):
+    """Standard error that somebody watches."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_bar_moves_on_a_terminal_and_nowhere_else(
+    watched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = _Terminal() if watched else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    reporter = Reporter(tmp_path, 3, num_steps=9, num_ranks=1)
+    reporter.stepped()
+    reporter.stepped()
+    reporter.close()
+    assert ("5/9" in terminal.getvalue()) == watched
 
 
 @pytest.mark.parametrize(("seconds", "left"), [(7.2, "7 s"), (900, "15 min"), (36000, "10.0 h")])
