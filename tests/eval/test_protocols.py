@@ -88,7 +88,7 @@ def test_a_pickle_of_python_2_is_read(path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_wrong_use(path: Path) -> None:
-    with pytest.raises(UsageError, match="NAME=FILE"):
+    with pytest.raises(UsageError, match="give a verification set"):
         read_bin("some", path)
 
 
