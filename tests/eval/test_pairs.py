@@ -161,15 +161,15 @@ def checked(pairs: FacePairs, faces: Faces) -> np.ndarray[tuple[int], np.dtype[n
 def test_no_identity_is_in_two_folds_and_no_genuine_pair_is_lost(seed: int, num_folds: int, reach: int) -> None:
     rng = np.random.default_rng(seed)
     faces = faces_like(np.repeat(np.arange(100), 3).tolist())
-    first = rng.integers(0, 300, 400)
-    second = (first + rng.integers(0, 3 * reach, 400)) % 300
+    first = rng.integers(0, 300, 4000)
+    second = (first + rng.integers(0, 3 * reach, 4000)) % 300
     rows = np.stack([first, second], axis=1)
     pairs = FacePairs(rows, faces.identities[first] == faces.identities[second], None)
     found = disjoint_folds(pairs, faces, num_folds)
     folds = checked(found, faces)
     assert sorted(set(folds.tolist())) == list(range(num_folds))
     assert found.same.sum() == pairs.same.sum()
-    assert len(found.rows) + found.num_dropped == 400
+    assert len(found.rows) + found.num_dropped == 4000
     assert (found.same == (faces.identities[found.rows[:, 0]] == faces.identities[found.rows[:, 1]])).all()
     assert accuracy(rng.uniform(0, 4, len(folds)), found.same, folds).num_pairs == len(folds)
 
