@@ -173,13 +173,12 @@ def _check_training(path: Path, overrides: Sequence[str]) -> None:
 
 
 def _train_grid(path: Path, overrides: Sequence[str], stop_at: int | None) -> None:
-    from train.distributed import this_world
     from train.grid import load_grid, train_grid
     from train.loop import train as train_run
 
     grid = load_grid(path, overrides)
     result = train_grid(grid, partial(train_run, resume=True, stop_at=stop_at))
-    if this_world().rank == 0:
+    if _is_main():
         click.echo("\n".join([*result.lines(), f"next: facemix eval --grid {path} --bin NAME=FILE"]))
     if result.interrupted or result.faults:
         sys.exit(INTERRUPTED if result.interrupted else 1)

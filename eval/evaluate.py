@@ -10,16 +10,15 @@ import torch
 from eval.embedding_cache import Embedder
 from eval.identify import identify
 from eval.inputs import hash_at, open_faces, open_pair, open_sources
-from eval.intervals import Interval, PairCounts, wilson
+from eval.intervals import PairCounts, wilson
 from eval.pairs import read_pairs
-from eval.protocols import VerificationSet, name_undecodable
+from eval.protocols import VerificationSet, naming_undecodable
 from eval.report import Panel
 from eval.results import Evaluation, HardPair, Scores, VerificationResult
 from eval.sections import all_pairs, among_distractors, growing_gallery, janus, listed_pairs
 from eval.tiles import ALONE, Workers
-from eval.verification import Accuracy, accuracy, equal_error_rate, measurable_tars, pair_distances, roc, told_wrong
+from eval.verification import accuracy, equal_error_rate, measurable_tars, pair_distances, roc, told_wrong
 from pipeline.catalog import open_catalog
-from pipeline.graph import DecodingFailed
 from shardgen.errors import UsageError
 
 FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -102,44 +101,32 @@ def _panels(embedder: Embedder | None, protocols: Protocols, device: torch.devic
 
 def _verified(result: Evaluation, embedder: Embedder, bins: Sequence[VerificationSet]) -> Evaluation:
     scores = [_score(one, embedder) for one in bins]
-    verification = [_verification(one, score) for one, score in zip(bins, scores, strict=True)]
-    pairs = list(zip(bins, scores, strict=True))
+    outcomes = [_outcome(one) for one in scores]
+    pairs = list(zip(bins, scores, outcomes, strict=True))
     return replace(
         result,
-        verification=verification,
+        verification=[_verification(one, score, outcome) for one, score, outcome in pairs],
         scores=scores,
-        hardest=[hard for one, score in pairs for hard in _hardest(one, score)],
-        outcomes={f"accuracy on {one.name} %": _outcome(score) for one, score in pairs},
+        hardest=[hard for one, score, _ in pairs for hard in _hardest(one, score)],
+        outcomes={f"accuracy on {one.name} %": outcome for one, _, outcome in pairs},
     )
 
 
 def _score(one: VerificationSet, embedder: Embedder) -> Scores:
-    try:
+    with naming_undecodable(one):
         embeddings = embedder.of_images(one.images, one.sha256)
-    except DecodingFailed:
-        name_undecodable(one)
-        raise
     return Scores(one.name, pair_distances(embeddings[0::2], embeddings[1::2]), one.same)
 
 
-def _verification(one: VerificationSet, scores: Scores) -> VerificationResult:
-    found = accuracy(scores.distances, scores.same)
+def _verification(one: VerificationSet, scores: Scores, outcome: PairCounts) -> VerificationResult:
     return VerificationResult(
         name=one.name,
         sha256=one.sha256,
-        accuracy=found,
+        accuracy=accuracy(scores.distances, scores.same),
         equal_error_rate=equal_error_rate(roc(scores.distances, scores.same)),
         tar_at_far=measurable_tars(scores.distances, scores.same, FAR_TARGETS),
-        interval=_interval(found),
+        interval=wilson(outcome).complement,
     )
-
-
-def _interval(found: Accuracy) -> Interval:
-    """Return Wilson's interval of the folds' mean, for pairs that share nobody."""
-    wrong = np.arange(found.num_pairs) < round((1 - found.mean) * found.num_pairs)
-    pairs = np.arange(found.num_pairs)
-    error = wilson(PairCounts.from_pairs(pairs, pairs, wrong, found.num_pairs))
-    return Interval(found.mean, 1 - error.high, 1 - error.low)
 
 
 def _outcome(scores: Scores) -> PairCounts:

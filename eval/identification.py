@@ -7,14 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.embed import Embeddings
-from eval.gallery import Gallery, enrol
+from eval.gallery import Gallery
 from eval.open_set import OpenSet, open_set
 from eval.protocols import Labels
-from eval.search import SearchOptions, SearchResult, search, search_growing
+from eval.search import SearchOptions, SearchResult, search_growing
 from eval.tiles import ALONE, Workers
 from shardgen.errors import DataError
-
-__all__ = ["ClosedSet", "Gallery", "closed_set", "enrol", "identification_rate", "mate_ranks", "search_sizes"]
 
 
 @dataclass(frozen=True)
@@ -76,16 +74,6 @@ def search_sizes(
         GallerySize(size, closed_set(one, depth), None if one.mated.all() else open_set(one))
         for size, one in zip(sizes, results, strict=True)
     ]
-
-
-def mate_ranks(gallery: Gallery, probes: Embeddings, identities: Labels, max_rank: int) -> Labels:
-    """Return the rank, from 1, at which each probe's mate is found; max_rank + 1 when it is not.
-
-    Every probe must have its mate in the gallery.
-    """
-    ranks = search(gallery, probes, identities, SearchOptions(candidates=1)).mate_ranks
-    assert ranks.all()
-    return np.minimum(ranks, max_rank + 1)
 
 
 def identification_rate(ranks: Labels, rank: int) -> float:

@@ -8,10 +8,11 @@ import numpy.typing as npt
 from eval.all_pairs import BINS
 from eval.faces import Faces
 from eval.fairness import metrics, spread
-from eval.group_errors import Counts, ScoreHistograms, rates_at_threshold
-from eval.identification import Gallery, closed_set, enrol, identification_rate
+from eval.gallery import Gallery, enrol
+from eval.group_errors import Counts, ScoreHistograms, group_rates
+from eval.identification import closed_set, identification_rate
 from eval.intervals import Interval, PairCounts, wilson
-from eval.open_set import OpenSet, TpirAtFpir, open_set
+from eval.open_set import open_set
 from eval.protocols import Labels, pairs_within_group
 from eval.results import FairnessResult, GroupResult, IdentificationResult
 from eval.score_histograms import SearchGroups, impostor_histograms
@@ -71,22 +72,21 @@ def identify(gallery: Faces, probes: Faces, fmr: float, workers: Workers = ALONE
         enrolled.positions(probes.identities[mated]),
     )
     groups = {axis: _groups(one, axis) for axis in probes.groups}
-    fairness, notes = _fairness(one, probes, whole, fmr, workers)
+    fairness, notes = _fairness(one, probes, fmr, workers)
     rank_1 = _missed(one)
-    accuracies = {
-        axis: [group.verification_accuracy for group in of if _is_compared(group)] for axis, of in groups.items()
-    }
+    accuracies = {axis: _compared(of) for axis, of in groups.items()}
+    cmc = closed_set(whole, _CMC_DEPTH).cmc
     result = IdentificationResult(
         num_templates=len(enrolled.templates),
         num_probes=len(mated),
         num_probes_without_mate=len(probes) - len(mated),
-        rank_1=identification_rate(one.found.mate_ranks, 1),
-        rank_5=identification_rate(one.found.mate_ranks, MAX_RANK),
+        rank_1=float(cmc[0]),
+        rank_5=float(cmc[MAX_RANK - 1]),
         groups=groups,
-        spreads={axis: spread([x for x in of if x is not None]) for axis, of in accuracies.items() if len(of) > 1},
-        interval=_complement(wilson(rank_1)),
-        cmc=closed_set(whole, min(_CMC_DEPTH, len(enrolled.enrolled))).cmc.tolist(),
-        tpir_at_fpir=_tpirs(strangers),
+        spreads={axis: spread(of) for axis, of in accuracies.items() if len(of) > 1},
+        interval=wilson(rank_1).complement,
+        cmc=cmc[: len(enrolled.enrolled)].tolist(),
+        tpir_at_fpir=[] if strangers is None else strangers.measurable_tpirs(FPIR_TARGETS),
         open_set=strangers,
         fairness=fairness,
         notes=notes,
@@ -94,24 +94,16 @@ def identify(gallery: Faces, probes: Faces, fmr: float, workers: Workers = ALONE
     return Identified(result, rank_1)
 
 
-def _is_compared(group: GroupResult) -> bool:
-    return group.verification_accuracy is not None and group.group != UNKNOWN
+def _compared(groups: list[GroupResult]) -> list[float]:
+    """Return the accuracies of the known groups that have enough pairs."""
+    known = [one.verification_accuracy for one in groups if one.group != UNKNOWN]
+    return [one for one in known if one is not None]
 
 
 def _missed(one: _Search, rows: Labels | slice = slice(None)) -> PairCounts:
     """Count searches whose mate does not come first, by the person searched."""
     people = one.probes.identities[rows]
     return PairCounts.from_pairs(people, people, one.found.mate_ranks[rows] > 1, len(one.probes.names))
-
-
-def _complement(interval: Interval) -> Interval:
-    return Interval(1 - interval.estimate, 1 - interval.high, 1 - interval.low)
-
-
-def _tpirs(strangers: OpenSet | None) -> list[TpirAtFpir]:
-    if strangers is None:
-        return []
-    return [strangers.tpir_at(target) for target in FPIR_TARGETS if target * len(strangers.strangers) >= 1]
 
 
 def _groups(one: _Search, axis: str) -> list[GroupResult]:
@@ -133,13 +125,11 @@ def _group(one: _Search, axis: str, code: int, value: str) -> GroupResult:
         verified,
         identification_rate(ranks, 1),
         identification_rate(ranks, MAX_RANK),
-        _complement(wilson(_missed(one, rows))),
+        wilson(_missed(one, rows)).complement,
     )
 
 
-def _fairness(
-    one: _Search, probes: Faces, whole: SearchResult, fmr: float, workers: Workers
-) -> tuple[dict[str, FairnessResult], list[str]]:
+def _fairness(one: _Search, probes: Faces, fmr: float, workers: Workers) -> tuple[dict[str, FairnessResult], list[str]]:
     """Return the errors by group for each axis that has groups, and why there are none for others."""
     results: dict[str, FairnessResult] = {}
     notes: list[str] = []
@@ -157,16 +147,17 @@ def _fairness(
         of_probes = np.searchsorted(there, one.probes.groups[axis][1])
         comparisons = ScoreHistograms(_genuine(one, of_probes, groups), impostor, names)
         try:
-            rates = rates_at_threshold(comparisons, fmr)
+            threshold = comparisons.threshold(fmr)
         except DataError as error:
             notes.append(f"errors by {axis} are left out: {error}")
             continue
-        threshold = comparisons.threshold(fmr)
+        cells = comparisons.cells(threshold)
+        rates = group_rates(cells)
         results[axis] = FairnessResult(
             fmr=fmr,
             rates=rates,
             fnmr_intervals=[_fnmr_interval(one, axis, values.index(group), threshold) for group in rates.groups],
-            cells=comparisons.cells(threshold),
+            cells=cells,
             metrics=metrics(rates) if len(rates.groups) > 1 else None,
         )
     return results, notes

@@ -30,6 +30,11 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def complement(self) -> "Interval":
+        """That of 1 - the figure: of an accuracy, given that of its error rate."""
+        return Interval(1 - self.estimate, 1 - self.high, 1 - self.low)
+
     def excludes(self, value: float = 0.0) -> bool:
         """Say whether a value lies outside: of a difference and 0, whether it is larger than its interval."""
         return not self.low <= value <= self.high

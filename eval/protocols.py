@@ -3,6 +3,8 @@
 import hashlib
 import io
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.graph import DecodingFailed
 from shardgen.errors import DataError, UsageError
 from shardgen.images import Unreadable, check
 
@@ -59,13 +62,18 @@ def read_bin(name: str, path: Path) -> VerificationSet:
     return VerificationSet(name, hashlib.sha256(content).hexdigest(), images, answers)
 
 
-def name_undecodable(one: VerificationSet) -> None:
-    """Raise `DataError` naming the first image that does not decode; DALI loses its whole batch without a name."""
-    for number, image in enumerate(one.images):
-        try:
-            check(image)
-        except Unreadable as error:
-            raise DataError(f"{one.name}: image {number % 2 + 1} of pair {number // 2} {error}") from None
+@contextmanager
+def naming_undecodable(one: VerificationSet) -> Iterator[None]:
+    """Turn `DecodingFailed` of a set's images, a whole batch of which is lost, into a `DataError` that names one."""
+    try:
+        yield
+    except DecodingFailed:
+        for number, image in enumerate(one.images):
+            try:
+                check(image)
+            except Unreadable as error:
+                raise DataError(f"{one.name}: image {number % 2 + 1} of pair {number // 2} {error}") from None
+        raise
 
 
 def _bytes_of(array: Any) -> bytes:

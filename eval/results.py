@@ -1,7 +1,7 @@
 """What an evaluation comes to: values that the report shows, tables print and programs read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from eval.fairness import FairnessMetrics, Spread
@@ -100,8 +100,7 @@ class IdentificationResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures, without the scores behind them."""
-        fields = {name: value for name, value in vars(self).items() if name not in ("open_set", "fairness")}
-        plain = asdict(IdentificationResult(**fields))
+        plain = asdict(replace(self, open_set=None, fairness={}))
         del plain["open_set"]
         return {**plain, "fairness": {axis: one.to_json() for axis, one in self.fairness.items()}}
 

@@ -11,7 +11,8 @@ from eval import ijb
 from eval.all_pairs import rank_1_among_distractors, score_all_pairs
 from eval.embed import Embeddings
 from eval.faces import Faces
-from eval.identification import enrol, search_sizes
+from eval.gallery import enrol
+from eval.identification import search_sizes
 from eval.ijb_files import read_images, read_search_protocol, read_template_pairs
 from eval.intervals import PairCounts, wilson
 from eval.pairs import FacePairs, disjoint_folds
@@ -43,15 +44,13 @@ def listed_pairs(name: str, faces: Faces, pairs: FacePairs) -> Panel:
     found = accuracy(distances, folded.same, folded.folds)
     people = faces.identities[first], faces.identities[second]
     errors = told_wrong(distances, folded.same, folded.folds)
-    wrong = wilson(PairCounts.from_pairs(*people, errors, len(faces.names)))
+    right = wilson(PairCounts.from_pairs(*people, errors, len(faces.names))).complement
     tars = measurable_tars(distances, folded.same, FAR_TARGETS)
     figures: dict[Column, float | None] = {
         Column("pairs", None, 0): found.num_pairs,
         Column("accuracy, mean of folds %"): 100 * found.mean,
         Column("STD of folds %", None): 100 * found.std,
-        Column("accuracy of all pairs %"): Measured(
-            100 * (1 - wrong.estimate), 100 * (1 - wrong.high), 100 * (1 - wrong.low)
-        ),
+        Column("accuracy of all pairs %"): Measured(100 * right.estimate, 100 * right.low, 100 * right.high),
         Column("EER %", "lowest"): 100 * equal_error_rate(roc(distances, folded.same)),
         **{Column(f"TAR % at FAR {one.target_far:g}"): 100 * one.tar for one in tars},
     }

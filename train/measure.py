@@ -97,10 +97,10 @@ def compare_all(specs: Sequence[str], protocols: Protocols, out: Path, device: t
 def differences(results: Mapping[str, Evaluation]) -> list[Difference]:
     """Return how much each encoder's figures differ from the first one's, in percent, with intervals over people."""
     (baseline, first), *others = results.items()
+    shared = [(figure, name, one) for name, one in others for figure in first.outcomes if figure in one.outcomes]
+    # What is counted is errors: the first one's less this one's is how much better this one is.
+    found = [(figure, name, difference(first.outcomes[figure], one.outcomes[figure])) for figure, name, one in shared]
     return [
-        Difference(figure, name, baseline, 100 * found.estimate, 100 * found.low, 100 * found.high)
-        for name, one in others
-        for figure in first.outcomes
-        if figure in one.outcomes
-        if (found := difference(first.outcomes[figure], one.outcomes[figure]))  # of errors: more is better
+        Difference(figure, name, baseline, 100 * one.estimate, 100 * one.low, 100 * one.high)
+        for figure, name, one in found
     ]

@@ -3,16 +3,14 @@
 from fractions import Fraction
 from functools import partial
 
-import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from eval.embed import Embed, Embeddings, embed_images
-from eval.protocols import VerificationSet, name_undecodable, read_bin
+from eval.embed import Embed, Ranks, embed_images
+from eval.protocols import VerificationSet, naming_undecodable, read_bin
 from eval.verification import accuracy, pair_distances
 from pipeline.config import LoaderConfig
-from pipeline.graph import DecodingFailed
 from train.config import ValidationConfig
 from train.distributed import World, gathered, of_main
 
@@ -34,6 +32,7 @@ class Validation:
         self._sets = [read_bin(name, path) for name, path in config.bins.items()]
         self._loader = loader.model_copy(update={"batch_size": loader.batch_size // world.world_size})
         self._world = world
+        self._ranks = Ranks(world.rank, world.world_size, partial(gathered, world=world))
         self._device = device
 
     def __bool__(self) -> bool:
@@ -62,14 +61,6 @@ class Validation:
             encoder.train(was_training)
 
     def _accuracy(self, embed: Embed, one: VerificationSet) -> float:
-        embeddings = gathered(self._embed_part(embed, one), self._world)
+        with naming_undecodable(one):
+            embeddings = embed_images(embed, one.images, self._loader, self._device, self._ranks)
         return accuracy(pair_distances(embeddings[0::2], embeddings[1::2]), one.same).mean
-
-    def _embed_part(self, embed: Embed, one: VerificationSet) -> Embeddings:
-        parts = np.array_split(np.arange(len(one.images)), self._world.world_size)
-        own = [one.images[number] for number in parts[self._world.rank]]
-        try:  # a rank without a part embeds an image all the same, to know the length of an embedding
-            return embed_images(embed, own or one.images[:1], self._loader, self._device)[: len(own)]
-        except DecodingFailed:
-            name_undecodable(one)
-            raise

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eval.gallery import enrol
-from eval.identification import closed_set, identification_rate, mate_ranks, search_sizes
+from eval.identification import closed_set, identification_rate, search_sizes
 from eval.search import SearchResult, search
 from shardgen.errors import DataError
 from tests.eval.faces_support import unit_rows
@@ -35,14 +35,6 @@ def test_probes_without_any_mate_are_refused() -> None:
 @pytest.mark.parametrize(("rank", "rate"), [(1, 0.25), (2, 0.5), (5, 0.75), (6, 1)])
 def test_the_rate_counts_this_rank_and_better_ones(rank: int, rate: float) -> None:
     assert identification_rate(np.array([1, 2, 4, 6]), rank) == rate
-
-
-def test_ranks_beyond_the_highest_are_one_more() -> None:
-    rng = np.random.default_rng(0)
-    gallery, probes, identities = enrol(unit_rows(rng, 50), np.arange(50)), unit_rows(rng, 20), rng.integers(0, 50, 20)
-    ranks = search(gallery, probes, identities).mate_ranks
-    assert mate_ranks(gallery, probes, identities, 5).tolist() == np.minimum(ranks, 6).tolist()
-    assert ranks.max() > 6
 
 
 def test_a_larger_gallery_is_never_easier_and_the_whole_is_the_plain_search() -> None:
