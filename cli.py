@@ -276,6 +276,10 @@ def _evaluate_grid(path: Path, protocols: Any, out: Path | None, where: Any) -> 
 
     grid = load_grid(path)
     results = measure_grid(grid, lambda run: measure(str(run), protocols, None, where)[0])
+    if not any(results.values()):
+        raise UsageError(
+            f"no cell of {path} is trained to its end in {grid.run}; train it, or say run: FOLDER in the grid"
+        )
     table = grid_table(grid.name, results)
     folder = out or grid.run
     if _is_main():

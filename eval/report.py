@@ -102,9 +102,7 @@ def write_page(page: Page, path: Path) -> Path:
 def render(page: Page) -> str:
     """Return the page as HTML; whatever names it holds are text there."""
     environment = Environment(loader=PackageLoader("eval", "."), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("report.html").render(
-        page=page, colours=COLOURS, stands_out=_stands_out, jpeg_url=_jpeg_url
-    )
+    return environment.get_template("report.html").render(page=page, colours=COLOURS, jpeg_url=_jpeg_url)
 
 
 def _unranked(table: Table) -> Table:
@@ -132,15 +130,6 @@ def _parts(figure: float | None, bounds: bool) -> list[float | None]:
     if not bounds:
         return [figure]
     return [figure, figure.low, figure.high] if isinstance(figure, Measured) else [figure, None, None]
-
-
-def _stands_out(table: Table, place: int, figure: float) -> bool:
-    """Say whether this is the best of its column as figures are shown, where there is a choice."""
-    column = table.columns[place]
-    known = [float(one) for row in table.rows.values() if (one := row[place]) is not None]
-    if column.best is None or len(known) < 2:
-        return False
-    return column.shown(float(figure)) == column.shown(max(known) if column.best == "highest" else min(known))
 
 
 def _jpeg_url(picture: Rgb) -> str:

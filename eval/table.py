@@ -91,34 +91,33 @@ class Table:
         for name, text in (("table.md", self.markdown()), ("table.csv", self.csv()), ("table.tex", self.latex())):
             write_durably(folder / name, text.encode())
 
+    def best(self, place: int) -> str | None:
+        """Return the best of a column as shown, without its interval; None where there is no choice."""
+        column = self.columns[place]
+        known = [float(figure) for row in self.rows.values() if (figure := row[place]) is not None]
+        if column.best is None or len(known) < 2:
+            return None
+        return column.shown(max(known) if column.best == "highest" else min(known))
+
+    def stands_out(self, place: int, figure: float | None) -> bool:
+        """Return whether a figure is the best of its column."""
+        return figure is not None and self.columns[place].shown(float(figure)) == self.best(place)
+
     def _header(self) -> list[str]:
         return [self.label, *(column.name for column in self.columns)]
 
     def _cells(self, escape: Callable[[str], str], bold: Callable[[str], str], dash: str) -> list[list[str]]:
         """Return the rows as text, each with its name first."""
-        best = [self._best(place) for place in range(len(self.columns))]
         return [
-            [
-                escape(name),
-                *(
-                    dash if text is None else bold(text) if text == most else text
-                    for text, most in zip(self._shown(figures), best, strict=True)
-                ),
-            ]
+            [escape(name), *(self._cell(place, figure, bold, dash) for place, figure in enumerate(figures))]
             for name, figures in self.rows.items()
         ]
 
-    def _shown(self, figures: Sequence[float | None]) -> list[str | None]:
-        return [column.shown(figure) for column, figure in zip(self.columns, figures, strict=True)]
-
-    def _best(self, place: int) -> str | None:
-        """Return the best of a column as it is shown, so that equals stand out alike; None without a choice."""
-        column = self.columns[place]
-        figures = [row[place] for row in self.rows.values()]
-        known = [figure for figure in figures if figure is not None]
-        if column.best is None or len(known) < 2:
-            return None
-        return column.shown(max(known) if column.best == "highest" else min(known))
+    def _cell(self, place: int, figure: float | None, bold: Callable[[str], str], dash: str) -> str:
+        text = self.columns[place].shown(figure)
+        if text is None:
+            return dash
+        return bold(text) if self.stands_out(place, figure) else text
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

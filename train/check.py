@@ -12,10 +12,11 @@ from pipeline.loader import FaceLoader, resolve_device
 from pipeline.plan import Plan, open_plan
 from shardgen.errors import DataError, UsageError
 from train import checkpoint
-from train.backbones import make_encoder
 from train.budget import check_budget, taken
 from train.distributed import World
+from train.objective import make_objective
 from train.recipe import Recipe
+from train.updates import Updater
 from train.validation import Validation
 from train.weights import load_weights
 
@@ -31,12 +32,13 @@ def check(recipe: Recipe) -> Iterator[str]:
     check_budget(recipe.budget, plan)
     for origin, given in taken(plan).items():
         yield f"{origin}: {given.identities} identities, {given.images} images{_limits(recipe, origin)}"
-    encoder = make_encoder(recipe.encoder, recipe.loader.image_size)
+    objective = make_objective(recipe, plan.num_classes, plan.set_names, World(), device)
+    Updater(objective, recipe, World(), device)
+    encoder = objective.encoder
     if recipe.encoder.pretrained is not None:
         load_weights(encoder, recipe.encoder.pretrained)
     yield f"{recipe.encoder.backbone}: {_millions(encoder)} million weights; {_trained_against(recipe, plan)}"
     validation = Validation(recipe.validation, recipe.loader, World(), device)
-    encoder.to(device)
     for name, accuracy in validation.measure(encoder).items():
         yield f"validation: {name}, {validation.num_pairs[name]} pairs, {accuracy:.4f} before training"
     loader = FaceLoader(plan, recipe.augment, recipe.loader, _CPU)

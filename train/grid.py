@@ -115,7 +115,8 @@ class GridResult:
 def train_grid(grid: Grid, train_cell: Callable[[Recipe], RunResult]) -> GridResult:
     """Train the cells in order, with a function that begins a run, or goes on with it, or finds it finished.
 
-    A cell whose data is at fault, or that diverges, does not keep the others from training; a signal ends them all.
+    A cell whose data is at fault, or that diverges, does not keep the others from training, unless several processes
+    train: only one of them may have met the fault. A signal ends them all.
     Raises `UsageError` when a cell cannot be trained as it is asked for.
     """
     results: dict[str, RunResult] = {}
@@ -126,6 +127,8 @@ def train_grid(grid: Grid, train_cell: Callable[[Recipe], RunResult]) -> GridRes
         try:
             result = results[cell] = train_cell(recipe)
         except DataError as error:
+            if this_world().world_size > 1:
+                raise DataError(f"cell {cell}: {error}") from None
             _log.warning("cell %s failed: %s", cell, error)
             faults[cell] = str(error)
             continue

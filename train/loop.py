@@ -263,12 +263,17 @@ class Trainer:
             "heads": self._objective.heads.state_dict(),
             "updates": self._updater.state_dict(),
             "progress": self._progress.state_dict(),
+            "validation": self._validation.hashes,
             "loader": self._loader.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stand where the saved run stood; raise `UsageError` when its data were others."""
         self._loader.load_state_dict(state["loader"])
+        if state["validation"] != self._validation.hashes:
+            raise UsageError(
+                "cannot resume: a file of validation.bins is not the one that the run was measured on; put it back"
+            )
         self._objective.encoder.load_state_dict(state["encoder"])
         self._objective.heads.load_state_dict(state["heads"])
         self._updater.load_state_dict(state["updates"])

@@ -122,7 +122,7 @@ FREE_TO_CHANGE = frozenset(
 
 
 Model = TypeVar("Model", bound=BaseModel)
-_PATH_OF_SET = re.compile(r"mix\.sets\..*\.path|validation\.bins\..*")  # the loader's state knows a set by its content
+_PATH_OF_DATA = re.compile(r"mix\.sets\..*\.path|validation\.bins\..*")  # states know data by their content
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -193,13 +193,13 @@ def validated(model: type[Model], fields: Any, origin: str) -> Model:
 def differing_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that all processes of a run, and all its continuations, have to share."""
     flat = flatten({**recipe.model_dump(mode="json"), "budget": {}})
-    return {key: value for key, value in flat.items() if key not in FREE_TO_CHANGE and not _PATH_OF_SET.fullmatch(key)}
+    return {key: value for key, value in flat.items() if key not in FREE_TO_CHANGE and not _PATH_OF_DATA.fullmatch(key)}
 
 
 def differences(ours: Recipe, theirs: Mapping[str, Any]) -> list[str]:
     """Return a line for each setting in which a saved recipe differs and that a resumed run must share."""
     now, saved = (flatten({**fields, "budget": {}}) for fields in (ours.model_dump(mode="json"), theirs))
-    moved = {key for key in now.keys() & saved.keys() if _PATH_OF_SET.fullmatch(key)}
+    moved = {key for key in now.keys() & saved.keys() if _PATH_OF_DATA.fullmatch(key)}
     return [
         f"{key} was {saved.get(key)}, now it is {now.get(key)}"
         for key in sorted((now.keys() | saved.keys()) - FREE_TO_CHANGE - moved)

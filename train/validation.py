@@ -40,6 +40,11 @@ class Validation:
         return bool(self._sets)
 
     @property
+    def hashes(self) -> dict[str, str]:
+        """Name -> SHA-256 of a set's file."""
+        return {one.name: one.sha256 for one in self._sets}
+
+    @property
     def num_pairs(self) -> dict[str, int]:
         """Name -> pairs of a set."""
         return {one.name: len(one.same) for one in self._sets}

@@ -2,9 +2,7 @@
 
 import json
 import logging
-import multiprocessing
 import pickle
-import socket
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +24,7 @@ from pipeline.config import LoaderConfig
 from shardgen.errors import DataError, UsageError
 from shardgen.files import locked
 from shardgen.procedural import draw_face, encode
+from tests.processes import in_two_processes
 from tests.support import Killed, stop_before
 from train.distributed import World, gathered, join, leave
 
@@ -230,9 +229,8 @@ def test_sets_and_images_are_embedded_once_at_the_models_size(
     assert len(seen) > num_seen
 
 
-def as_rank(rank: int, port: int, out: Path) -> None:
+def as_rank(rank: int, out: Path) -> None:
     """Of two: embed a set and images twice; note the embeddings and how many batches this rank has made."""
-    torch.set_num_threads(1)
     num_batches = 0
 
     def counted(images: torch.Tensor) -> torch.Tensor:
@@ -240,19 +238,16 @@ def as_rank(rank: int, port: int, out: Path) -> None:
         num_batches += 1
         return embed(images)
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
-            patch.setenv(name, str(value))
-        world = World(rank, 2, rank)
-        join(world, CPU)
-        ranks = Ranks(rank, 2, partial(gathered, world=world))
-        embedder = Embedder(Model(counted, 32, MODEL, ""), LOADER, CPU, out / "cache", ranks)
-        faces = pickle.loads((out / "faces").read_bytes())
-        catalog = open_catalog({"small": Path((out / "set").read_text())})
-        found = [embedder.of_set(catalog), embedder.of_images(faces, DATA)]
-        first = num_batches
-        found += [embedder.of_set(catalog), embedder.of_images(faces, DATA)]
-        leave(world)
+    world = World(rank, 2, rank)
+    join(world, CPU)
+    ranks = Ranks(rank, 2, partial(gathered, world=world))
+    embedder = Embedder(Model(counted, 32, MODEL, ""), LOADER, CPU, out / "cache", ranks)
+    faces = pickle.loads((out / "faces").read_bytes())
+    catalog = open_catalog({"small": Path((out / "set").read_text())})
+    found = [embedder.of_set(catalog), embedder.of_images(faces, DATA)]
+    first = num_batches
+    found += [embedder.of_set(catalog), embedder.of_images(faces, DATA)]
+    leave(world)
     np.savez(out / f"found.{rank}.npz", *found, num_batches=[first, num_batches])
 
 
@@ -261,17 +256,7 @@ def test_two_processes_share_the_work_and_each_has_what_one_would_make(
 ) -> None:
     (tmp_path / "faces").write_bytes(pickle.dumps(faces))
     (tmp_path / "set").write_text(str(small_set))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=as_rank, args=(rank, port, tmp_path)) for rank in (0, 1)]
-    for one in processes:
-        one.start()
-    for one in processes:
-        one.join(60)
-        one.kill()
-    assert [one.exitcode for one in processes] == [0, 0]
+    in_two_processes(as_rank, tmp_path)
     alone = Embedder(Model(embed, 32, MODEL, ""), LOADER, CPU)
     expected = [alone.of_set(open_catalog({"small": small_set})), alone.of_images(faces, DATA)] * 2
     for rank in (0, 1):

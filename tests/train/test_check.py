@@ -64,6 +64,7 @@ def test_all_sets_that_are_missing_are_named_at_once(recipe: Recipe, tmp_path: P
     [
         ({"budget": {"total": {"images": 47}}}, "48 images"),
         ({"encoder__pretrained": "nowhere.pt"}, "nowhere.pt does not exist"),
+        ({"training__accumulate": 9}, "training.accumulate 9 is more than the 8 images"),
         ({"mix__sets__photos__identities": {"most": 2, "by": "quality"}}, "quality"),
     ],
 )

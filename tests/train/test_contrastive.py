@@ -1,6 +1,5 @@
 """Contrastive training is MoCo with a margin, the same in any number of processes."""
 
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from torch import distributed, nn
 
 from shardgen.errors import UsageError
+from tests.processes import in_two_processes
 from train.config import ContrastiveConfig
 from train.contrastive import Contrast, Grouped, KeyMemory
 from train.distributed import World, replicate
@@ -327,14 +327,7 @@ def run_rank(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=run_rank, args=(rank, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
+    in_two_processes(run_rank, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from torch import nn
 from pipeline.loader import FaceLoader, normalised
 from pipeline.plan import open_plan
 from shardgen.errors import DataError
+from tests.processes import in_two_processes, rank_of, two_at_a_port
 from tests.support import ROOT, make_set
 from train import checkpoint
 from train.backbones import make_encoder
@@ -123,18 +123,6 @@ def test_two_processes_do_what_data_parallelism_means(recipe: Recipe, tmp_path: 
     assert read_metrics(tmp_path / "two")[-1].batch_crc32 == f"{zlib.crc32(following.tobytes()):08x}"
 
 
-def two_at_a_port() -> dict[str, str]:
-    """What a launcher sets in both of two processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-
-
-def rank_of(rank: int) -> dict[str, str]:
-    """What it sets in one of them."""
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-
-
 def train_in_turns(rank: int, worlds: list[dict[str, str]], recipes: list[Recipe], barrier: Barrier) -> None:
     """Of each run, two steps by two processes, two by one, two by two; then, of the second, one with a bad momentum."""
     torch.set_num_threads(1)
@@ -174,17 +162,8 @@ def in_turns(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     loader = pairs.loader.model_copy(update={"batch_size": 16})  # batch norm over fewer makes much of the last digits
     more = {"mix": mix, "loader": loader, "contrastive": ContrastiveConfig(queue=20, groups=2)}
     pairs = pairs.model_copy(update=more)
-    spawn = multiprocessing.get_context("spawn")
-    barrier, worlds = spawn.Barrier(2, timeout=60), [two_at_a_port() for _ in range(7)]
-    processes = [
-        spawn.Process(target=train_in_turns, args=(rank, worlds, [whole, split, pairs], barrier)) for rank in (0, 1)
-    ]
-    for one in processes:
-        one.start()
-    for one in processes:
-        one.join(90)
-        one.kill()
-    assert [one.exitcode for one in processes] == [0, 0]
+    barrier = multiprocessing.get_context("spawn").Barrier(2, timeout=60)
+    in_two_processes(train_in_turns, [two_at_a_port() for _ in range(7)], [whole, split, pairs], barrier)
     return whole, split, pairs
 
 

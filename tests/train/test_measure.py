@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -77,6 +79,29 @@ def test_embeddings_of_others_need_no_encoder(tmp_path: Path) -> None:
     sides = ["--gallery", tmp_path / "gallery.npz", "--probes", tmp_path / "probes.npz"]
     found = evaluated(*sides, "--out", tmp_path / "out")
     assert found["identification"]["rank_1"] == 1
+
+
+def test_lists_all_pairs_and_distractors_are_measured_too(uninterrupted: Path, data: list[str], tmp_path: Path) -> None:
+    _, _, _, gallery, *_ = data
+    keys = [row for table in sorted(Path(gallery).glob("*.parquet")) for row in pq.read_table(table).to_pylist()]
+    of_person = sorted(keys, key=lambda row: str(row["source"]))
+    lines = [f"{one['key']},{other['key']}" for one, other in pairwise(of_person)]
+    (tmp_path / "pairs.csv").write_text(
+        "\n".join(["first,second,fold", *(f"{x},{n % 2}" for n, x in enumerate(lines))])
+    )
+    others = make_set(tmp_path / "others", range(40, 48), 2)
+    options = ["--pairs", f"{gallery}={tmp_path / 'pairs.csv'}", "--all-pairs", others, "--distractors", others]
+    found = evaluated(uninterrupted, *data, *options, "--out", tmp_path / "out")["protocols"]
+    assert [title.partition(" of")[0] for title in found] == ["Pairs", "All pairs", "Gallery size", "Distractors"]
+
+
+def test_a_grid_without_a_finished_cell_has_no_table(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("name: base\nmix: {sets: {a: {path: nowhere}}}\n")
+    (tmp_path / "grid.yaml").write_text(f"name: g\nrecipe: base.yaml\nrun: {tmp_path}/runs\naxes: {{a: {{x: {{}}}}}}\n")
+    draw_bin(tmp_path / "some.bin", 0, range(20, 32), 4, 40)
+    done = facemix("eval", "--grid", tmp_path / "grid.yaml", "--bin", f"some={tmp_path / 'some.bin'}")
+    assert done.returncode == 2
+    assert "no cell of" in done.stderr
 
 
 def test_runs_are_compared_on_one_page(uninterrupted: Path, recipe: Recipe, data: list[str], tmp_path: Path) -> None:

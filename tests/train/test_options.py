@@ -78,6 +78,19 @@ def test_validations_are_reported_and_repeat_themselves_in_a_resumed_run(
     assert [event.step for event in events.Scalars("validation/apart")] == [2, 4, 6]
 
 
+def test_a_run_goes_on_with_its_validation_set_wherever_that_is_and_with_no_other(
+    recipe: Recipe, bin_file: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved.bin"
+    moved.write_bytes(bin_file.read_bytes())
+    train(validated(recipe, tmp_path / "run", bin_file), stop_at=1)
+    train(validated(recipe, tmp_path / "run", moved), resume=True, stop_at=2)
+    images, same = pickle.loads(moved.read_bytes())
+    moved.write_bytes(pickle.dumps((images[::-1], same)))
+    with pytest.raises(UsageError, match=r"cannot resume: a file of validation\.bins is not the one"):
+        train(validated(recipe, tmp_path / "run", moved), resume=True)
+
+
 def test_a_validation_changes_nothing_in_training(recipe: Recipe, bin_file: Path, tmp_path: Path) -> None:
     plain, looked_at = (copy_of(recipe, run=str(tmp_path / name)) for name in ("plain", "looked_at"))
     train(plain)

@@ -1,6 +1,5 @@
 """A head split over processes does what a replicated one does, at any number of them."""
 
-import multiprocessing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributed
 
+from tests.processes import in_two_processes
 from train.config import HeadConfig
 from train.distributed import World
 from train.heads import MarginHead
@@ -97,14 +97,7 @@ def run_rank(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=run_rank, args=(rank, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
+    in_two_processes(run_rank, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -1,6 +1,5 @@
 """One step of the optimiser: whatever way it is made, it is the same step."""
 
-import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.loader import Batch, normalised
-from tests.train.test_distributed import rank_of, two_at_a_port
+from tests.processes import in_two_processes
 from train.config import HeadConfig
 from train.distributed import World, join, leave
 from train.heads import MarginHead
@@ -148,35 +147,24 @@ def test_in_fp16_the_very_first_step_may_be_one_that_is_not_taken() -> None:
     assert all(value.isfinite().all() for value in weights_of(objective).values())
 
 
-def overflow_in_turns(rank: int, environment: dict[str, str]) -> None:
+def overflow_in_turns(rank: int) -> None:
     """With a split head, the centres of one rank or both get an infinite gradient: then neither may move."""
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (environment | rank_of(rank)).items():
-            patch.setenv(name, value)
-        world = World(rank, 2, rank)
-        join(world, CPU)
-        torch.manual_seed(0)
-        recipe = recipe_of(training={"precision": "fp16"}, head={"split": True})
-        objective = make_objective(recipe, [IDENTITIES], ["a", "b"], world, CPU)
-        updater = Updater(objective, recipe, world, CPU)
-        settle(updater, objective)
-        centres = objective.parameters[-1]
-        for overflowing in ((), (1,), (0, 1), ()):
-            with multiplied_gradient(centres, torch.inf if rank in overflowing else 1):
-                assert moves(updater, objective, rank) == (not overflowing)
-        leave(world)
+    world = World(rank, 2, rank)
+    join(world, CPU)
+    torch.manual_seed(0)
+    recipe = recipe_of(training={"precision": "fp16"}, head={"split": True})
+    objective = make_objective(recipe, [IDENTITIES], ["a", "b"], world, CPU)
+    updater = Updater(objective, recipe, world, CPU)
+    settle(updater, objective)
+    centres = objective.parameters[-1]
+    for overflowing in ((), (1,), (0, 1), ()):
+        with multiplied_gradient(centres, torch.inf if rank in overflowing else 1):
+            assert moves(updater, objective, rank) == (not overflowing)
+    leave(world)
 
 
 def test_where_the_gradients_of_one_process_overflow_none_takes_the_step() -> None:
-    spawn, environment = multiprocessing.get_context("spawn"), two_at_a_port()
-    processes = [spawn.Process(target=overflow_in_turns, args=(rank, environment)) for rank in range(2)]
-    for one in processes:
-        one.start()
-    for one in processes:
-        one.join(90)
-        one.kill()
-    assert [one.exitcode for one in processes] == [0, 0]
+    in_two_processes(overflow_in_turns)
 
 
 @pytest.mark.parametrize(

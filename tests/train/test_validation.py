@@ -3,9 +3,7 @@
 import copy
 import json
 import math
-import multiprocessing
 import pickle
-import socket
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +23,7 @@ from eval.protocols import read_bin
 from pipeline.config import LoaderConfig
 from shardgen.errors import DataError, UsageError
 from shardgen.procedural import draw_bin
+from tests.processes import in_two_processes
 from train.config import ValidationConfig
 from train.distributed import World, gathered, join, leave, of_main
 from train.validation import Validation, is_due
@@ -155,42 +154,26 @@ def test_every_rank_embeds_its_part_alone_even_if_there_are_more_ranks_than_imag
         assert num_embedded == -(-40 // num_ranks)
 
 
-def as_rank(rank: int, port: int, bins: Mapping[str, Path], out: Path) -> None:
+def as_rank(rank: int, bins: Mapping[str, Path], out: Path) -> None:
     """Of two: measure an encoder with a record of its own; exchange further things."""
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
-            patch.setenv(name, str(value))
-        world = World(rank, 2, rank)
-        join(world, CPU)
-        encoder = make_encoder(rank)
-        found = {
-            "accuracies": validation_on(bins, world).measure(encoder),
-            "untouched": all(map(torch.equal, encoder.buffers(), make_encoder(rank).buffers())),
-            "uneven": gathered(np.arange(2 * rank, dtype=np.float64) + 10 * rank, world).tolist(),
-            "wide": gathered(np.full((2, 3), rank, np.int64), world).tolist(),
-            "of rank 0": [
-                tensor.tolist() for tensor in of_main([torch.tensor([rank]), torch.tensor(rank + 0.5)], world)
-            ],
-        }
-        leave(world)
+    world = World(rank, 2, rank)
+    join(world, CPU)
+    encoder = make_encoder(rank)
+    found = {
+        "accuracies": validation_on(bins, world).measure(encoder),
+        "untouched": all(map(torch.equal, encoder.buffers(), make_encoder(rank).buffers())),
+        "uneven": gathered(np.arange(2 * rank, dtype=np.float64) + 10 * rank, world).tolist(),
+        "wide": gathered(np.full((2, 3), rank, np.int64), world).tolist(),
+        "of rank 0": [tensor.tolist() for tensor in of_main([torch.tensor([rank]), torch.tensor(rank + 0.5)], world)],
+    }
+    leave(world)
     out.with_suffix(f".{rank}").write_text(json.dumps(found))
 
 
 def test_two_processes_measure_what_one_does_and_each_keeps_its_own_record(
     bins: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=as_rank, args=(rank, port, bins, tmp_path / "found")) for rank in (0, 1)]
-    for one in processes:
-        one.start()
-    for one in processes:
-        one.join(60)
-        one.kill()
-    assert [one.exitcode for one in processes] == [0, 0]
+    in_two_processes(as_rank, bins, tmp_path / "found")
     expected = {
         "accuracies": published(bins, make_encoder(0)),
         "untouched": True,
